@@ -79,6 +79,11 @@ class Booted(Host):
         self.run(["sh", _SCRIPT, "prepare", str(self._root), str(self.dir), self.name])
 
     @property
+    def changes(self) -> Path:
+        """Where the files are found that were written or removed on its disk, from outside."""
+        return Path(f"/proc/{self._holder}/root{self.dir}/machine/upper")
+
+    @property
     def on(self) -> bool:
         return self._power is not None and self._power.alive
 

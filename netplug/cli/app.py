@@ -29,6 +29,8 @@ class Commands(LazyGroup):
         "events": "netplug.cli.events:events",
         "completion": "netplug.cli.completion.command:completion",
         "serve": "netplug.cli.serving:serve",
+        "install-service": "netplug.cli.service:install_service",
+        "uninstall": "netplug.cli.uninstalling:uninstall",
         "network": "netplug.cli.networks:app",
         "ipam": "netplug.cli.ipam:app",
         "dns": "netplug.cli.names:app",

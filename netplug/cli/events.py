@@ -31,9 +31,9 @@ def events(
     ),
     run_dir: RunDir = RUN_DIR,
 ) -> None:
-    """Show what happened to networks, endpoints, ports and hosts.
+    """Show what happened to networks, endpoints and ports.
 
-    Also heals, differences that stay, faults, and refused requests: each with its cause, who asked, and the id of the
+    Also hosts, heals, differences that stay, faults, and refused requests: each with its cause, who asked, and the id of the
     request in the log. The daemon keeps some ten thousand, over restarts. Equal events in a row are one, with a count.
     """
     query = {key: text for key, text in (("since", _since(since)), ("kind", kind), ("network", network)) if text}

@@ -12,7 +12,7 @@ SHELLS = ("bash", "zsh", "fish")
 
 
 def completion(shell: Annotated[str, typer.Argument(metavar="SHELL", help="bash, zsh or fish.")]) -> None:
-    """Print the script that completes netplug's commands in a shell.
+    """Print the script that completes commands in a shell.
 
     Names of networks, endpoints and hosts are completed as the daemon knows them. For bash, put this into ~/.bashrc:
     eval "$(netplug completion bash)". For zsh, the same with zsh into ~/.zshrc after compinit. For fish: netplug

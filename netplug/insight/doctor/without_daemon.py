@@ -23,6 +23,10 @@ from netplug.store import reading
 from netplug.store.api import StoreError
 from netplug.tasks.apart import apart
 
+_UNITS = ("etc/systemd/system", "usr/local/lib/systemd/system", "usr/lib/systemd/system", "lib/systemd/system")
+_START = "systemctl start netplug (journalctl -u netplug says why it ended), or netplug serve"
+_INSTALL = "netplug install-service, which has systemd start it now and at each boot; or netplug serve"
+
 
 @dataclass(frozen=True, slots=True)
 class Absence:
@@ -55,12 +59,16 @@ async def examined(settings: Settings, kernel: KernelView, absence: Absence) -> 
     return Report.of(settings.host_name, "", [*named, *checks])
 
 
+def has_service(root: Path = Path("/")) -> bool:
+    """Return whether this host has a service of systemd for the daemon."""
+    return any((root / folder / "netplug.service").exists() for folder in _UNITS)
+
+
 def _daemon(absence: Absence, daemons: Sequence[Program]) -> Finding:
     if "permission" in absence.why:
         return failure(absence.why, absence.hint)
     if not daemons:
-        mend = "systemctl start netplug (journalctl -u netplug says why it ended), or netplug serve"
-        return failure(absence.why, mend)
+        return failure(absence.why, _START if has_service() else _INSTALL)
     which = ", ".join(f"process {it.pid} ({command(it)})" for it in daemons)
     if "did not answer" in absence.why:
         return failure(f"{absence.why}; {which} hangs", "systemctl restart netplug; containers stay connected")

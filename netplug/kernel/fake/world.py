@@ -281,7 +281,7 @@ def _is_element_of(step: Step, other: Step) -> bool:
 def _is_on_link(step: Step, other: Step) -> bool:
     """Return whether the second step configures the first, a link."""
     match step, other:
-        case ((Bridge() | Veth() | Macvlan()), (Address() | Route())) if other.netns is None:
+        case ((Bridge() | Veth() | Macvlan() | Ifb()), (Address() | Route())) if other.netns is None:
             return other.link == step.name
         case Veth(), (Address() | Route() | SourceRoute()):
             return (other.netns, other.link) == (step.netns, step.peer)
@@ -293,7 +293,7 @@ def _is_on_link(step: Step, other: Step) -> bool:
             return other.link == step.name
         case Ifb(), Shape():
             return other.ifb == step.name
-        case ((Bridge() | Veth()), Resolver()):
+        case ((Bridge() | Veth() | Ifb()), Resolver()):
             return other.link == step.name
     return False
 

@@ -138,7 +138,7 @@ async def _call(
     words = str(reply.body[0]) if reply.body else str(reply.error_name)
     hint = ""
     if reply.error_name == _BUSY:
-        hint = "systemd-networkd manages the link: install the file of netplug that keeps it from that"
+        hint = "systemd-networkd manages the link; netplug install-service installs a file that keeps it from that"
     elif str(reply.error_name).endswith("UnknownMethod"):
         hint = "systemd 246 or later is needed"
     raise NetplugError("unavailable", f"systemd-resolved refuses {member}: {words}", hint=hint)
