@@ -32,6 +32,7 @@ from netplug.lab.image import IMAGE, PAGE
 SERVE = ["httpd", "-f", "-h", "/www"]
 POOL = "10.77."
 NEWER = "99.1"
+DOCUMENT = Path(__file__).parents[1] / "docs/plugin.md"
 
 
 @pytest.fixture(scope="module")
@@ -74,6 +75,11 @@ def web(dockerd: Dockerd, network: str) -> AbstractContextManager[Container]:
     )
 
 
+def documented(start: str) -> str:
+    """Return the command of docs/plugin.md that begins so."""
+    return next(line[2:] for line in DOCUMENT.read_text().splitlines() if line.startswith(f"# {start}"))
+
+
 def test_containers_have_names_addresses_and_ports(
     dockerd: Dockerd, plugin: ManagedPlugin, client: Host, wire: Wire
 ) -> None:
@@ -90,6 +96,8 @@ def test_containers_have_names_addresses_and_ports(
         assert {it["name"] for it in plugin.json("ps")} == {"web", "db"}
         assert not plugin.drift()
         assert plugin.cli("ipam", "audit")
+        assert plugin.cli("trace", "db", "web:80")
+        assert "web" in plugin.host.output("sh", "-c", documented("runc "))
 
 
 def test_namespaces_of_the_host_join(dockerd: Dockerd, plugin: ManagedPlugin) -> None:
@@ -119,6 +127,7 @@ def test_containers_stay_connected_while_it_is_off(
         with pytest.raises(CommandError, match="in use"):
             plugin.call("disable", NAME)
         plugin.call("disable", "-f", NAME)
+        plugin.call("set", NAME, "NETPLUG_LOG_LEVEL=debug")
         assert other.pings(server.ip())
         assert http_get(client, wire.left, 8080) == PAGE
         plugin.call("enable", NAME)
