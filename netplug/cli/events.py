@@ -33,8 +33,9 @@ def events(
 ) -> None:
     """Show what happened to networks, endpoints and ports.
 
-    Also hosts, heals, differences that stay, faults, and refused requests: each with its cause, who asked, and the id of the
-    request in the log. The daemon keeps some ten thousand, over restarts. Equal events in a row are one, with a count.
+    Also to hosts; and heals, differences that stay, faults, and refused requests: each with its cause, who asked, and
+    the id of the request in the log. The daemon keeps some ten thousand, over restarts. Equal events in a row are one,
+    with a count.
     """
     query = {key: text for key, text in (("since", _since(since)), ("kind", kind), ("network", network)) if text}
     client = Client(run_dir.absolute())
