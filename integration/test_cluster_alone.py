@@ -62,6 +62,11 @@ def test_who_cannot_claim_gets_no_address(hosts: Cluster) -> None:
             cni.add(other)
         cni.env["NETPLUG_STORE"] = hosts.etcd.url
         assert caught.value.code == TRY_AGAIN
+        said = hosts.etcd.read("cluster/schema")
+        hosts.etcd.write("cluster/schema", {"version": 99, "oldest": 99, "release": "9.0.0"})
+        with pytest.raises(PluginError, match=r"releases before schema 99 cannot use; .* install netplug 9\.0\.0"):
+            cni.add(other)
+        hosts.etcd.write("cluster/schema", said)
         hosts.etcd.kill()
         with pytest.raises(PluginError, match="cannot be reached") as caught:
             cni.add(other)
