@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -255,3 +256,49 @@ def drain(systemd: socket.socket) -> None:
 
 def test_status_is_old_at_most_ten_seconds() -> None:
     assert daemon_status.LOOK_S <= 10
+
+
+class Docker:
+    """Asks as dockerd does: it keeps its connection, unless the answer says that it closes."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._connection: http.client.HTTPConnection | None = None
+        self.answers = 0
+
+    def ask_until(self, stop: threading.Event) -> None:
+        while not stop.is_set():
+            if self._connection is None:
+                self._connection = http.client.HTTPConnection("netplug")
+                self._connection.sock = socket.socket(socket.AF_UNIX)
+                self._connection.sock.settimeout(DEADLINE_S)
+                self._connection.sock.connect(str(self._path))
+            self._connection.request("POST", "/Plugin.Activate")
+            answer = self._connection.getresponse()
+            assert b"NetworkDriver" in answer.read()
+            self.answers += 1
+            if answer.will_close:
+                self._connection.close()
+                self._connection = None
+
+
+def test_no_request_is_lost_while_daemons_follow_each_other(tmp_path: Path) -> None:
+    settings, stop, kernel = settings_in(tmp_path), threading.Event(), FakeKernel()
+    with quiet_log(), listening(*paths_of(settings)) as kept, ThreadPoolExecutor() as pool:
+        clients = [Docker(settings.plugin_socket) for _ in range(4)]
+        asking = [pool.submit(client.ask_until, stop) for client in clients]
+        try:
+            for _ in range(6):
+                answered = [client.answers for client in clients]
+                daemon = Living(settings, inherited=duplicates(kept), kernel=kernel).start()
+                until(lambda: all(c.answers > n for c, n in zip(clients, answered, strict=True)), "all get answers")  # noqa: B023
+                daemon.stop()
+                world = kernel._world
+                kernel = FakeKernel()  # another, since each belongs to one event loop, of the same world
+                kernel._world = world
+            last = Living(settings, inherited=duplicates(kept), kernel=kernel).start()
+        finally:
+            stop.set()
+        for it in asking:
+            it.result(DEADLINE_S)
+        last.stop()

@@ -272,6 +272,7 @@ class ServiceNetplug(Netplug):
 
     def __init__(self, host: Booted, settings: str = "", drop_in: str = "") -> None:
         self.machine = self.host = host
+        self.state_dir = Path("/var/lib/netplug")
         for path in UNITS.glob("netplug.*"):
             text = path.read_text().replace("ExecStart=/usr/bin/netplug ", f"ExecStart={COMMAND} ")
             host.write(f"/etc/systemd/system/{path.name}", text)
