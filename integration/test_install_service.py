@@ -152,13 +152,18 @@ def test_daemon_that_was_started_by_hand_is_not_doubled(host: Installed) -> None
 
 def test_service_is_started_at_each_boot_until_it_is_uninstalled() -> None:
     with Booted("boots") as machine:
+        machine.run(["sh", "-c", f"rm -f {machine.dir}/machine/root/etc/resolv.conf"])
+        machine.write("/etc/resolv.conf", "nameserver 192.0.2.53\n")
         assert machine.boot() == "running"
         before = files(machine)
         machine.run([str(COMMAND), "install-service"])
         machine.run([str(COMMAND), "network", "create", "red"])
+        machine.run([str(COMMAND), "dns", "host", "on"])
+        assert "127.0.25.53" in machine.output("cat", "/etc/resolv.conf")
         assert machine.reboot() == "running"
         assert machine.systemctl("is-active", "netplug.service") == "active"
         assert "red" in machine.output(str(COMMAND), "network", "ls")
+        assert "host.netplug.internal resolves to" in machine.output(str(COMMAND), "dns", "host", "status")
         machine.run([str(COMMAND), "uninstall", "--purge"])
         assert machine.reboot() == "running"
         assert not machine.path(RUN_DIR).exists()
