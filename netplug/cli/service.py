@@ -4,9 +4,6 @@ import os
 import sys
 from functools import cache
 from pathlib import Path
-from typing import Annotated
-
-import typer
 
 from netplug import __version__
 from netplug.cli import NO, UNREACHABLE, CliError
@@ -22,19 +19,9 @@ from netplug.kernel.host.services import Services
 _ROOT = Path("/")
 DEADLINE_S = 30.0
 
-_DryRun = Annotated[bool, typer.Option("--dry-run", help="Only print what would be done.")]
 
-
-def install_service(dry_run: _DryRun = False) -> None:
-    """Install and start the service of systemd.
-
-    For an installation by pip or pipx: packages of distributions bring the service. The command writes the units, files
-    that keep NetworkManager and systemd-networkd from netplug's links, /etc/netplug/netplug.toml if it is missing, and
-    the executables for CNI runtimes and podman; then it starts the service, also at each boot. Repeat it after an
-    upgrade. 'netplug uninstall' takes all of it back.
-
-    Exit code 0: the service runs, or would be started by systemd; 1: something is in the way.
-    """
+def install(*, dry_run: bool) -> None:
+    """Install and start the service."""
     need_root("install-service")
     settings, services = own_settings(), Services()
     content = cache(lambda: executable(settings.run_dir))

@@ -5,7 +5,6 @@ import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated
 
 import typer
 
@@ -23,24 +22,9 @@ from netplug.store.api import StoreError
 
 _ROOT = Path("/")
 
-_Force = Annotated[
-    bool, typer.Option("--force", help="Go on while containers are attached: they lose their networks at once.")
-]
-_Purge = Annotated[
-    bool, typer.Option("--purge", help="Remove also the records of networks and addresses, and the settings.")
-]
 
-
-def uninstall(force: _Force = False, purge: _Purge = False) -> None:
-    """Remove netplug from this host.
-
-    The command stops the daemon, and removes what 'install-service' wrote, all links, rules, tables and sockets of
-    netplug, and what 'dns host on' did; sysctls get back the values that they had. It works without a daemon too. The
-    records in /var/lib/netplug stay: with them, a later installation builds the networks again. What stays is listed,
-    with the reason.
-
-    Exit code 0: done; 1: containers are attached, or something could not be removed.
-    """
+def uninstall(*, force: bool, purge: bool) -> None:
+    """Remove netplug from this host."""
     need_root("uninstall")
     settings, services = own_settings(), Services()
     try:
