@@ -9,7 +9,7 @@ TESTS := integration
 # Number of integration test files that run in parallel: each has hosts of its own, and mostly waits for engines.
 WORKERS := $(if $(filter integration,$(TESTS)),2,0)
 
-.PHONY: help setup check lowest fmt docs changelog test integration demo lab deb deb-lock plugin bench clean
+.PHONY: help setup check lowest fmt docs changelog test integration demo lab deb deb-lock deb-test plugin bench clean
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 
@@ -60,6 +60,11 @@ lab: setup ## show three hosts on one overlay: Docker, CNI, podman, a bare names
 deb: $(VENV) ## build the Debian package into dist/, for Debian 12 and 13; installs what the build needs
 	@bash packaging/setup.sh deb
 	@.venv/bin/python packaging/debian/build.py $(ARGS)
+
+deb-test: setup ## install, upgrade, remove and purge the Debian package on Debian 12 and 13 (as root); takes minutes
+	@bash packaging/setup.sh deb
+	@bash packaging/setup.sh roots
+	@$(PYTEST) -m slow integration/test_deb_releases.py $(ARGS)
 
 deb-lock: $(VENV) ## choose the newest libraries for the Debian package (packaging/debian/lock.txt)
 	@.venv/bin/python packaging/debian/lock.py

@@ -3,6 +3,7 @@
 #   setup.sh system   Debian packages: container engines and network tools (needs root if one is missing)
 #   setup.sh bench    additional Debian packages for the benches
 #   setup.sh deb      Debian packages that `make deb` needs: a C compiler, and what removes symbols
+#   setup.sh roots    roots of Debian 12 and 13 with Docker, below .venv/roots, for `make deb-test`
 #   setup.sh venv     .venv with netplug (editable) and the development tools; PYTHON chooses the interpreter
 # make runs it in the project's top folder, wherever that is.
 set -euo pipefail
@@ -143,6 +144,26 @@ deb() {
     install "${missing[@]}"
 }
 
+# Machines with systemd and Docker start from them. What they need is in there, since they have no network.
+roots() {
+    local release to packages
+    packages=ca-certificates,curl,dbus,docker.io,init-system-helpers,iproute2,iptables,libnftables1,nftables,procps,python3
+    packages+=,systemd,systemd-sysv
+    command -v debootstrap >/dev/null || install debootstrap
+    for release in bookworm trixie; do
+        to=.venv/roots/$release
+        [ ! -d "$to" ] || continue
+        echo "== Debian $release into $to"
+        rm -rf "$to.new"
+        mkdir -p .venv/roots
+        # In Debian 13, docker.io has no command.
+        debootstrap --variant=minbase --include="$packages$([ $release = bookworm ] || echo ,docker-cli)" \
+            "$release" "$to.new" >/dev/null
+        rm -rf "$to.new"/var/cache/apt/archives/*.deb
+        mv "$to.new" "$to"
+    done
+}
+
 # Name servers to compare with, and a load generator, for the benches. None of them is started as a service.
 bench() {
     local missing=() pair
@@ -181,5 +202,6 @@ system) system ;;
 venv) venv ;;
 bench) bench ;;
 deb) deb ;;
-*) die "usage: setup.sh system|venv|bench|deb" ;;
+roots) roots ;;
+*) die "usage: setup.sh system|venv|bench|deb|roots" ;;
 esac
