@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 from harness import Booted, ServiceDockerd, ServiceNetplug, unbootable, wait_until
+from harness.netplugd import COMMAND
 
+from netplug.cli import UNREACHABLE
 from netplug.lab.image import IMAGE, PAGE
 
 pytestmark = [
@@ -207,6 +209,29 @@ def test_reload_uses_what_it_can_and_names_the_rest(netplug: ServiceNetplug) -> 
 
 def status(netplug: ServiceNetplug) -> str:
     return netplug.machine.show(netplug.UNIT, "StatusText")["StatusText"]
+
+
+def test_daemon_that_cannot_start_is_explained_and_tried_until_it_can(
+    netplug: ServiceNetplug, dockerd: ServiceDockerd
+) -> None:
+    machine = netplug.machine
+    netplug.stop()
+    machine.write("/etc/netplug/netplug.toml", 'store = "papyrus"\n')
+    with ThreadPoolExecutor() as pool:
+        created = pool.submit(dockerd.docker, "network", "create", "-d", "pynet", "patient")
+        wait_until(lambda: "papyrus" in machine.journal(netplug.UNIT), what="the reason in the log")
+        said = machine.run([str(COMMAND), "doctor"], check=False)
+        assert said.returncode == UNREACHABLE
+        assert re.search(
+            r"did not answer in 3 s: it does not start, and systemd holds its socket .*systemctl status", said.stdout
+        )
+        assert "setting store" in said.stdout
+        by_hand = machine.run([str(COMMAND), "serve", "--store", "sqlite"], check=False)
+        assert by_hand.returncode == UNREACHABLE
+        assert re.search("held by systemd.*systemctl start netplug", by_hand.stderr)
+        machine.write("/etc/netplug/netplug.toml", "")
+        assert created.result(60)
+    dockerd.docker("network", "rm", "patient")
 
 
 def test_containers_run_again_after_a_reboot() -> None:

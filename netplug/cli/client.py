@@ -107,7 +107,8 @@ class Client:
             words = f"no permission to connect to the daemon at {self.path}"
             return CliError(UNREACHABLE, words, hint="run as root")
         if isinstance(exc, TimeoutError):
-            return CliError(UNREACHABLE, f"the daemon at {self.path} did not answer in {self.deadline_s:.0f} s")
+            words = f"the daemon at {self.path} did not answer in {self.deadline_s:.0f} s"
+            return CliError(UNREACHABLE, words, hint="systemctl status netplug shows whether it starts, or hangs")
         if "too long" in str(exc):  # struct sockaddr_un
             return CliError(USAGE, f"path {self.path} is too long for a socket", hint="use a shorter --run-dir")
         return CliError(UNREACHABLE, f"the connection to the daemon at {self.path} failed", hint=str(exc))

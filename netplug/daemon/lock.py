@@ -20,6 +20,7 @@ from types import TracebackType
 from typing import Self
 
 from netplug.config import SOCKET_PATH_BYTES
+from netplug.daemon.systemd import UNIT
 from netplug.errors import NetplugError
 from netplug.errors.redaction import without_passwords
 
@@ -189,6 +190,9 @@ def _remove_dead(path: Path) -> None:
             raise _in_use(path, "another process, as a socket of another type") from exc
         raw = probe.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
     pid = struct.unpack("3i", raw)[0]
+    if pid == 1 and _is_systemd(pid):
+        hint = f"systemctl start netplug; or first systemctl stop {UNIT} netplug.service"
+        raise Held(f"socket {path} is held by systemd for its service", hint=hint)
     raise _in_use(path, f"process {pid}" if pid else "a process of another pid namespace")
 
 
@@ -229,6 +233,13 @@ def _own_name() -> str:
 
 def _command(words: Sequence[str]) -> str:
     return without_passwords(shlex.join(words))[:300]
+
+
+def _is_systemd(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/comm").read_text(encoding="utf-8") == "systemd\n"
+    except OSError:
+        return False
 
 
 def _in_use(path: Path, holder: str) -> Held:

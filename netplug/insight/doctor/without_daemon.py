@@ -67,6 +67,9 @@ def has_service(root: Path = Path("/")) -> bool:
 def _daemon(absence: Absence, daemons: Sequence[Program]) -> Finding:
     if "permission" in absence.why:
         return failure(absence.why, absence.hint)
+    if "did not answer" in absence.why and (absence.settings or not daemons):
+        words = f"{absence.why}: it does not start, and systemd holds its socket"
+        return failure(words, "correct what keeps it from starting: systemctl status netplug (journalctl -u netplug)")
     if not daemons:
         return failure(absence.why, _START if has_service() else _INSTALL)
     which = ", ".join(f"process {it.pid} ({command(it)})" for it in daemons)
