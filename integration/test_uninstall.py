@@ -19,6 +19,7 @@ class Populated:
         lay_over(host)
         host.run(["sh", "-ec", "ip link set lo up; rm -f /etc/resolv.conf; cat > /etc/resolv.conf"], stdin=CONF)
         host.run(["sysctl", "-qw", "net.ipv4.ip_forward=0"])
+        host.run(["iptables", "-P", "FORWARD", "DROP"])  # so that there is a gate of ours in iptables
         host.run(["sh", "-ec", "ip netns add lab; ip -n lab link set lo up"])
         self.before = self.look()
         self.daemon = Netplug(host, "--docker-host", "none")
@@ -27,6 +28,7 @@ class Populated:
         self.daemon.cli("attach", "blue", "--netns", "lab", "--name", "web", "--publish", "8080:80")
         self.daemon.cli("dns", "host", "on")
         assert host.output("sysctl", "-n", "net.ipv4.ip_forward") == "1"
+        assert "NETPLUG-FORWARD" in host.output("iptables-save")
 
     def look(self) -> Snapshot:
         lines = self.host.output(

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from netplug.config import load
 from netplug.daemon.host_files import HostFile, Note, remove, wanted
 from netplug.daemon.service_installation import ServiceInstallation
 from netplug.errors import NetplugError
@@ -20,11 +21,12 @@ class Machine:
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        self.settings = load()
         self.note = root / "var/lib/netplug/service.json"
         self.said: list[str] = []
 
     def installation(self, *, dry_run: bool = False, files: Sequence[HostFile] = ()) -> ServiceInstallation:
-        made = tuple(files) or tuple(wanted(self.root, COMMAND, lambda: b"executable", "pynet", units=True))
+        made = tuple(files) or tuple(wanted(self.root, COMMAND, lambda: b"executable", self.settings, units=True))
         services = Services(self.root)
         return ServiceInstallation(made, self.note, services, self.said.append, self.root, dry_run=dry_run)
 
@@ -55,6 +57,16 @@ def test_units_start_the_command_of_this_installation(machine: Machine) -> None:
     }
     assert (machine.root / "opt/cni/bin/pynet").stat().st_mode & 0o777 == 0o755
     assert not any("NetworkManager" in name or "netavark" in name for name in found)
+
+
+def test_sockets_are_those_of_the_settings(machine: Machine) -> None:
+    machine.settings = load(run_dir=Path("/run/mine"), plugin_dir=Path("/run/plugins"), driver_name="net")
+    machine.install()
+    found = machine.files()
+    lines = [line for line in found["etc/systemd/system/netplug.socket"].splitlines() if "ListenStream" in line]
+    names = ("/run/plugins/net.sock", "/run/mine/netplug.sock", "/run/mine/cni.sock")
+    assert lines == [f"ListenStream={name}" for name in names]
+    assert "opt/cni/bin/net" in found
 
 
 def test_what_is_there_decides_what_is_written(machine: Machine) -> None:

@@ -25,7 +25,7 @@ def install(*, dry_run: bool) -> None:
     need_root("install-service")
     settings, services = own_settings(), Services()
     content = cache(lambda: executable(settings.run_dir))
-    files = wanted(_ROOT, own_command(), content, settings.driver_name, units=services.has_systemd)
+    files = wanted(_ROOT, own_command(), content, settings, units=services.has_systemd)
     installation = ServiceInstallation(tuple(files), settings.state_dir / NOTE, services, emit, dry_run=dry_run)
     try:
         version, process = answering(settings, services)

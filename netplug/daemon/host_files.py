@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import netplug
+from netplug.config import API_SOCKET, CNI_SOCKET, Settings
 from netplug.errors import NetplugError
 
 SOURCE = Path(netplug.__file__).with_name("host_files")
@@ -29,6 +30,8 @@ _CNI = ("opt/cni/bin", "usr/lib/cni", "usr/libexec/cni")
 _NETAVARK = "usr/local/lib/netavark"
 """One of podman's folders for plugins of netavark (containers.conf(5), `netavark_plugin_dirs`)."""
 _COMMAND = "ExecStart=/usr/bin/netplug "
+_PLUGIN_SOCKET, _RUN_DIR = "/run/docker/plugins/pynet.sock", "/run/netplug"
+"""As the units have them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,20 +45,21 @@ class HostFile:
     replaced: bool = False
 
 
-def wanted(root: Path, command: Path, executable: Callable[[], bytes], name: str, *, units: bool) -> Iterator[HostFile]:
+def wanted(
+    root: Path, command: Path, executable: Callable[[], bytes], settings: Settings, *, units: bool
+) -> Iterator[HostFile]:
     """Yield the files for a host.
 
     Args:
         root: where its files are.
         command: the path of `netplug`.
         executable: returns the executable for CNI and netavark.
-        name: of that.
+        settings: of the daemon: its sockets, and the name of the driver.
         units: whether it has systemd.
     """
     if units:
         for path in sorted((SOURCE / "systemd").iterdir()):
-            text = path.read_text().replace(_COMMAND, f"ExecStart={_quoted(command)} ")
-            yield HostFile(root / UNITS / path.name, text.encode())
+            yield HostFile(root / UNITS / path.name, _unit(path.read_text(), command, settings).encode())
         yield from _copies(SOURCE / "networkd", root / _NETWORKD)
     if (root / _NETWORK_MANAGER).is_dir():
         yield from _copies(SOURCE / "networkmanager", root / _NETWORK_MANAGER / "conf.d")
@@ -66,12 +70,25 @@ def wanted(root: Path, command: Path, executable: Callable[[], bytes], name: str
     if shutil.which("podman"):
         folders.append(root / _NETAVARK)
     for folder in folders:
-        yield HostFile(folder / name, executable(), 0o755, replaced=True)
+        yield HostFile(folder / settings.driver_name, executable(), 0o755, replaced=True)
 
 
 def _copies(source: Path, to: Path) -> Iterator[HostFile]:
     for path in sorted(source.iterdir()):
         yield HostFile(to / path.name, path.read_bytes())
+
+
+def _unit(text: str, command: Path, settings: Settings) -> str:
+    """Return a unit with the paths of this installation and of its settings."""
+    text = text.replace(_COMMAND, f"ExecStart={_quoted(command)} ")
+    sockets = {
+        _PLUGIN_SOCKET: settings.plugin_socket,
+        f"{_RUN_DIR}/{API_SOCKET}": settings.api_socket,
+        f"{_RUN_DIR}/{CNI_SOCKET}": settings.cni_socket,
+    }
+    for usual, path in sockets.items():
+        text = text.replace(f"ListenStream={usual}\n", f"ListenStream={str(path).replace('%', '%%')}\n")
+    return text
 
 
 def _quoted(path: Path) -> str:
