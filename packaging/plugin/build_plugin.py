@@ -32,7 +32,23 @@ WITHOUT = re.compile(
     r"mailcap|media-types|mime-support|netbase|perl|readline-common|tar|tzdata).*"
 )
 """Packages that these depend on, and netplug does not."""
-STDLIB = ("ensurepip", "idlelib", "lib2to3", "pydoc_data", "test", "tkinter", "turtledemo", "unittest", "dbm", "curses")
+STDLIB = (
+    "curses",
+    "dbm",
+    "distutils",
+    "ensurepip",
+    "idlelib",
+    "lib2to3",
+    "msilib",
+    "pydoc_data",
+    "test",
+    "tkinter",
+    "turtledemo",
+    "unittest",
+    "venv",
+    "wsgiref",
+    "xmlrpc",
+)
 """Parts of Python's library that no one imports."""
 UNUSED = (
     "etc/*",
