@@ -110,6 +110,16 @@ def test_namespaces_of_the_host_join(dockerd: Dockerd, plugin: ManagedPlugin) ->
         assert other.pings(f"lab.{net}.netplug.internal")
 
 
+def test_container_made_again_gets_its_address_back(dockerd: Dockerd, plugin: ManagedPlugin) -> None:
+    """For that, the plugin reads Docker's files: before release 29 Docker does not say who asks."""
+    with docker_network(dockerd, "--ipam-driver", NAME, "-o", "sticky=true", driver=NAME) as net:
+        with container(dockerd, "--network", net, "--name", "web") as first:
+            address = first.ip()
+            assert wait_until(lambda: plugin.json("ps")[0]["name"] == "web")
+        with container(dockerd, "--network", net, "--name", "web") as again:
+            assert again.ip() == address
+
+
 def test_messages_name_the_plugin(dockerd: Dockerd, plugin: ManagedPlugin) -> None:  # noqa: ARG001 - it answers
     with pytest.raises(CommandError, match=f"-d {NAME} --ipam-driver {NAME} -o sticky=7d"):
         dockerd.docker("network", "create", "-d", NAME, "-o", "sticky=7d", "refused")

@@ -31,9 +31,9 @@ SOCKET_PATH_BYTES = 107  # sun_path of unix(7) is 108 with the final NUL
 CNI_SOCKET = "cni.sock"
 _PREFIX = "NETPLUG_"
 _PLUGIN_NAME = re.compile(r"[a-z0-9][a-z0-9_.-]*")
-_MANAGED_NAME = re.compile(r"[a-z0-9][a-z0-9_.:/-]*:[A-Za-z0-9_][A-Za-z0-9_.-]*")
-"""Of Docker's managed plugins, always with a tag; for example pynet:latest."""
+_MANAGED_NAME = re.compile(r"[a-z0-9][a-z0-9_.:/-]*:[A-Za-z0-9_][A-Za-z0-9_.-]*")  # pynet:latest
 _DOCKERS_DRIVERS = frozenset({"bridge", "host", "none", "null", "macvlan", "ipvlan", "overlay"})
+_RESTART = "systemctl restart netplug"
 _HOST_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,252}")
 
 
@@ -138,6 +138,17 @@ class Settings(BaseModel):
     def managed(self) -> bool:
         """Whether this is a managed plugin of Docker, which names it with a tag."""
         return ":" in self.driver_name
+
+    @property
+    def restart(self) -> str:
+        """Command that restarts the daemon."""
+        name = self.driver_name
+        return f"docker plugin disable -f {name} && docker plugin enable {name}" if self.managed else _RESTART
+
+    @property
+    def host_root(self) -> Path:
+        """Root of the host's files; a managed plugin sees them as those of the host's process 1 (proc_pid_root(5))."""
+        return Path("/proc/1/root" if self.managed else "/")
 
     @property
     def plugin_socket(self) -> Path:

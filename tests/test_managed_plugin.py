@@ -33,6 +33,13 @@ def test_the_daemon_listens_where_dockerd_connects(monkeypatch: Any) -> None:
     assert str(load().state_dir) == CONFIG["propagatedMount"]
 
 
+def test_commands_in_messages_are_those_for_a_plugin(monkeypatch: Any) -> None:
+    assert (load().restart, load().host_root) == ("systemctl restart netplug", Path("/"))
+    monkeypatch.setenv("NETPLUG_DRIVER_NAME", "net:1")
+    assert load().restart == "docker plugin disable -f net:1 && docker plugin enable net:1"
+    assert load().host_root == Path("/proc/1/root")
+
+
 def test_no_more_rights_are_asked_for_than_the_documentation_says() -> None:
     text = (HERE.parent.parent / "docs/plugin.md").read_text()
     assert all(f"`{name}`" in text for name in CONFIG["linux"]["capabilities"])

@@ -207,7 +207,9 @@ class Composition:
         from netplug.docker.events import DockerEvents  # noqa: PLC0415
 
         settings = self.host.settings
-        events = DockerEvents(self.engine, settings.docker_host, settings.driver_name, self.sandbox_resolvers)
+        events = DockerEvents(
+            self.engine, settings.docker_host, settings.driver_name, self.sandbox_resolvers, settings.host_root
+        )
         if self.cluster:
             self.cluster.networks.docker_name = lambda ident: events.networks.get(ident, "")
         return events

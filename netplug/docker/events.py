@@ -56,6 +56,7 @@ class DockerEvents:
         docker_host: ``unix:///path`` of the Engine API.
         driver: the name of our IPAM driver in Docker.
         listener: is notified of container starts.
+        files: root of the host's files.
 
     Attributes:
         root: Docker's data folder; None until known.
@@ -64,13 +65,19 @@ class DockerEvents:
     """
 
     def __init__(
-        self, engine: Engine, docker_host: str, driver: str = "pynet", listener: Listener | None = None
+        self,
+        engine: Engine,
+        docker_host: str,
+        driver: str = "pynet",
+        listener: Listener | None = None,
+        files: Path = Path("/"),
     ) -> None:
         self._engine = engine
         self._listener = listener
         self._fixed = FixedAddresses(engine)
         self._url = docker_host
         self._driver = driver
+        self._files = files
         self.root: Path | None = None
         self.networks: dict[str, str] = {}
         self.on_lost: Callable[[], None] = lambda: None
@@ -107,7 +114,7 @@ class DockerEvents:
         async with asyncio.timeout(CALL_TIMEOUT_S):
             networks = await docker.networks.list()
             info = await docker.system.info()
-        self.root = Path(info["DockerRootDir"]) if info.get("DockerRootDir") else None
+        self.root = self._files / info["DockerRootDir"].lstrip("/") if info.get("DockerRootDir") else None
         self.networks = {network["Id"]: network["Name"] for network in networks}
         for network in networks:
             await self._engine.networks.name(network["Id"], network["Name"])

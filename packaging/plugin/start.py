@@ -29,7 +29,6 @@ LINKS = (
     "/run/firewalld",
     "/run/xtables.lock",  # iptables-legacy takes turns with the host's
     "/run/systemd",  # resolv.conf may lead there
-    "/var/lib/docker",  # which container an address is for (`-o sticky`)
 )
 ETC = ("hosts", "localtime", "netplug", "resolv.conf")
 SYSCTLS = b"/proc/sys/net"

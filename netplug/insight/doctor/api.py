@@ -17,6 +17,12 @@ async def examined(subject: "Subject") -> Report:
     """Make all checks."""
     registry = subject.engine.registry
     networks = [record.network for record in registry.networks()]
-    host = HostSubject(subject.settings, OneLook(subject.engine.kernel), networks, len(registry.endpoints()))
+    host = HostSubject(
+        subject.settings,
+        OneLook(subject.engine.kernel),
+        networks,
+        len(registry.endpoints()),
+        root=subject.settings.host_root,
+    )
     of_host, of_records = await asyncio.gather(examine(HOST, host), examine(RECORDS, subject))
     return Report.of(subject.settings.host_name, __version__, [*of_host, *of_records])

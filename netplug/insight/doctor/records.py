@@ -54,7 +54,8 @@ async def leases(subject: "Subject") -> Iterable[Finding]:
     if subject.cluster is not None:
         found += await subject.cluster.audit()
     words = [f"{it.address or it.pool.network} of {it.pool.network}: {it.what}" for it in found]
-    return _some([warning(it, "systemctl restart netplug (its start releases leaked leases)") for it in words])
+    mend = f"{subject.settings.restart} (its start releases leaked leases)"
+    return _some([warning(it, mend) for it in words])
 
 
 async def pools(subject: "Subject") -> Iterable[Finding]:

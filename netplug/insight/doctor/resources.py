@@ -42,7 +42,8 @@ def _room(what: str, folder: Path) -> list[Finding]:
 async def descriptors(host: HostSubject) -> Iterable[Finding]:
     """Find that the daemon has too few file descriptors for its endpoints and ports."""
     found = await apart(host.kernel.inspection.descriptors)
-    mend = f"set LimitNOFILE={WANTED} in netplug.service (systemctl edit netplug), and restart the daemon"
+    service = "docker" if host.settings.managed else "netplug"
+    mend = f"set LimitNOFILE={WANTED} in {service}.service (systemctl edit {service}), and restart the daemon"
     words = f"{found.open} of {found.limit} open files of the daemon are in use"
     if not host.daemon:
         return [ok("the daemon raises its limit itself")]
