@@ -14,6 +14,7 @@ import signal
 import socket
 import subprocess
 import time
+import urllib.error
 import urllib.request
 from base64 import b64decode, b64encode
 from collections.abc import Callable, Iterator, Sequence
@@ -63,14 +64,20 @@ class Member:
             assert self.process
             if self.process.poll() is not None:
                 raise StartError(self.log.read_text(errors="replace")[-2000:])
-            with (
-                contextlib.suppress(OSError, ValueError),
-                urllib.request.urlopen(f"http://127.0.0.1:{self.health_port}/health", timeout=1) as response,
-            ):
-                if json.load(response)["health"] == "true":
-                    return
+            if self._healthy():
+                return
             time.sleep(0.02)
         raise StartError(f"not healthy in {START_S} s: {self.log.read_text(errors='replace')[-2000:]}")
+
+    def _healthy(self) -> bool:
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{self.health_port}/health", timeout=1) as response:
+                return bool(json.load(response)["health"] == "true")
+        except urllib.error.HTTPError as exc:
+            exc.close()  # 503: it has no leader yet
+        except (OSError, ValueError):
+            pass
+        return False
 
     def start(self) -> None:
         self.spawn()
