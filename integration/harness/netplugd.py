@@ -11,7 +11,7 @@ from netplug.cli.client import Client
 
 from .dockerd import SOCKET
 from .host import CommandError, Host, Process
-from .wait import wait_until
+from .wait import POLL_S, wait_until
 
 READY_TIMEOUT_S = 15
 STOP_TIMEOUT_S = 15
@@ -58,7 +58,7 @@ class Netplug:
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
             address.unlink(missing_ok=True)
             notify.bind(str(address))
-            notify.setblocking(False)
+            notify.settimeout(POLL_S)
             env = self.env | {"NOTIFY_SOCKET": str(address)}
             self.process = self.host.popen(self.command(), log=self.log.name, env=env)
 
@@ -66,9 +66,12 @@ class Netplug:
                 if not self.running:
                     tail = "\n".join(self.log.read_text().splitlines()[-20:])
                     raise RuntimeError(f"netplug serve ended at start:\n{tail}")
-                return b"READY=1" in notify.recv(4096).splitlines()
+                # Messages about sockets to keep come before, one for each port, and few have room in the queue.
+                while b"READY=1" not in notify.recv(4096).splitlines():
+                    pass
+                return True
 
-            wait_until(ready, READY_TIMEOUT_S, f"netplug of {self.host.name}", ignoring=(BlockingIOError,))
+            wait_until(ready, READY_TIMEOUT_S, f"netplug of {self.host.name}", ignoring=(TimeoutError,))
         address.unlink()
 
     def stop(self) -> None:
