@@ -388,12 +388,13 @@ def test_previous_release_is_upgraded_and_returned_to(new_host: NewHost, previou
     place = placed(new_host, previous)
     with built(place) as it:
         before = endpoints(place)
-        with traffic(place, it), fenced(place, it):
-            place.becomes(None)
-            place.agrees()
-            assert schema(place) == (VERSION, OLDEST, __version__)
-            place.becomes(previous)
-            place.agrees()
+        with traffic(place, it):
+            with fenced(place, it):
+                place.becomes(None)
+                place.agrees()
+                assert schema(place) == (VERSION, OLDEST, __version__)
+                place.becomes(previous)
+                place.agrees()
             assert endpoints(place) == before
             with stored(place) as database:
                 database.execute("UPDATE schema SET version = version + 1")
