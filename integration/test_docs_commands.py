@@ -14,6 +14,7 @@ NOT_RUN = {
     "docs/installing.md#try-it": "test_deb.py pastes them after the installation",
     "docs/installing.md#clean-up": "test_deb.py pastes them",
     "docs/installing.md#why-it-has-its-own-libraries": "needs a package registry",
+    "docs/installing.md#pipx": "needs a package registry; test_install_service.py has an installation by pip",
     "docs/plugin.md#as-dockers-managed-plugin": "needs Debian's packages; test_managed_plugin.py builds and uses it",
     "docs/plugin.md#as-dockers-managed-plugin-2": "names a registry; test_managed_plugin.py has one",
     "docs/plugin.md#commands": "test_managed_plugin.py types it",
