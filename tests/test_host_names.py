@@ -131,9 +131,12 @@ async def test_turned_on_it_stays_over_restarts_and_without_networks(host: Host)
 
 
 async def test_program_that_forgot_is_told_again_after_its_restart(host: Host) -> None:
-    asked = await host.engine.host_names.turn_on(DOMAIN)
     task = asyncio.ensure_future(host.engine.host_names.run())
     try:
+        await asyncio.sleep(0)
+        assert host.kernel.resolution.waits == 0
+        asked = await host.engine.host_names.turn_on(DOMAIN)
+        await until(lambda: host.kernel.resolution.waits)
         host.kernel.resolution.known.clear()
         host.kernel.resolution.restarted.set()
         await until(lambda: host.kernel.resolution.known == {Way.RESOLVED: asked.authority})

@@ -55,7 +55,8 @@ def test_units_start_the_command_of_this_installation(machine: Machine) -> None:
         "etc/systemd/network/05-netplug.network",
         "opt/cni/bin/pynet",
     }
-    assert (machine.root / "opt/cni/bin/pynet").stat().st_mode & 0o777 == 0o755
+    modes = {"opt/cni/bin/pynet": 0o755, UNIT: 0o644, "etc/netplug/netplug.toml": 0o640}
+    assert {name: (machine.root / name).stat().st_mode & 0o777 for name in modes} == modes
     assert not any("NetworkManager" in name or "netavark" in name for name in found)
 
 

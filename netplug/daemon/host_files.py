@@ -65,7 +65,8 @@ def wanted(
         yield from _copies(SOURCE / "networkmanager", root / _NETWORK_MANAGER / "conf.d")
     example = SOURCE / Path(SETTINGS).name
     if example.exists():
-        yield HostFile(root / SETTINGS, example.read_bytes(), kept=True)
+        # It may come to have etcd's password.
+        yield HostFile(root / SETTINGS, example.read_bytes(), 0o640, kept=True)
     folders = [root / it for it in _CNI if (root / it).is_dir()] or [root / _CNI[0]]
     if shutil.which("podman"):
         folders.append(root / _NETAVARK)

@@ -52,6 +52,7 @@ class HostNames:
         self._store = store
         self._networks = networks
         self._lock = asyncio.Lock()
+        self._turned = asyncio.Event()
 
     async def load(self) -> None:
         """Read the record. `BasePlan.load` has read it too, for the plan."""
@@ -76,6 +77,7 @@ class HostNames:
             except BaseException:
                 await asyncio.shield(self._undo())
                 raise
+        self._turned.set()
         log.info("dns.host_asks", way=str(way), domain=domain)
         return wanted
 
@@ -123,10 +125,19 @@ class HostNames:
         return True
 
     async def run(self) -> None:
-        """Keep the host asking until cancelled."""
+        """Keep the host asking until cancelled. While it does not, nothing is looked at, and no library is loaded."""
+        while True:
+            self._turned.clear()
+            if self.present is None:
+                await self._turned.wait()
+            else:
+                await self._keep()
+
+    async def _keep(self) -> None:
+        """Keep the host asking until that is turned off."""
         restarts = asyncio.ensure_future(self._resolution.changed())
         try:
-            while True:
+            while self.present is not None:
                 await self.leads()
                 await asyncio.wait([restarts], timeout=CHECK_S)
                 if restarts.done():

@@ -139,6 +139,7 @@ class FakeResolution:
     def __init__(self) -> None:
         self.found: Way | None = Way.RESOLVED
         self.known: dict[Way, Authority] = {}
+        self.waits = 0
         self.restarted = asyncio.Event()
 
     async def way(self) -> Way:
@@ -159,5 +160,6 @@ class FakeResolution:
 
     async def changed(self) -> None:
         """Wait for a test."""
+        self.waits += 1
         await self.restarted.wait()
         self.restarted.clear()
