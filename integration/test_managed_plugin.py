@@ -26,6 +26,7 @@ from harness import (
 )
 from harness.host import NAME_PREFIX
 from harness.managed_plugin import NAME, REGISTRY, ManagedPlugin, build_plugin, registry, registry_command
+from harness.netplugd import COMMAND
 
 from netplug.lab.image import IMAGE, PAGE
 
@@ -108,6 +109,14 @@ def test_namespaces_of_the_host_join(dockerd: Dockerd, plugin: ManagedPlugin) ->
     ):
         assert lab.pings(other.ip())
         assert other.pings(f"lab.{net}.netplug.internal")
+
+
+def test_second_daemon_is_refused(plugin: ManagedPlugin) -> None:
+    serve = [str(COMMAND), "serve", "--state-dir", str(plugin.host.dir / "second"), "--plugin-dir", "/run/elsewhere"]
+    refused = plugin.host.run(serve, check=False)
+    assert refused.returncode == 3
+    assert "in use by process" in refused.stderr
+    assert not plugin.drift()
 
 
 def test_container_made_again_gets_its_address_back(dockerd: Dockerd, plugin: ManagedPlugin) -> None:

@@ -59,7 +59,7 @@ async def upstreams(host: HostSubject) -> Iterable[Finding]:
     if not any(rule.zone == ROOT for rule in rules):
         path = host.root / "etc/resolv.conf"
         servers += resolv_conf(path.read_text(errors="replace") if path.exists() else "")
-        where = str(path)
+        where = f"/{path.relative_to(host.root)}"
     if not servers:
         words = f"{where} names no name server: containers resolve names of containers only"
         return [note(words, "netplug serve --dns-upstream ADDRESS")]
