@@ -33,6 +33,8 @@ from netplug.lab.image import IMAGE, PAGE
 SERVE = ["httpd", "-f", "-h", "/www"]
 POOL = "10.77."
 NEWER = "99.1"
+pytestmark = pytest.mark.timeout(300)
+"""The first test waits for the build, and for dockerd to compress 100 MB, with one core in use by other tests."""
 DOCUMENT = Path(__file__).parents[1] / "docs/plugin.md"
 
 
