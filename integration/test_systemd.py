@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from harness import Booted, ServiceDockerd, ServiceNetplug, unbootable, wait_until
+from harness import Booted, CommandError, ServiceDockerd, ServiceNetplug, unbootable, wait_until
 from harness.netplugd import COMMAND
 
 from netplug.cli import UNREACHABLE
@@ -211,26 +211,23 @@ def status(netplug: ServiceNetplug) -> str:
     return netplug.machine.show(netplug.UNIT, "StatusText")["StatusText"]
 
 
-def test_daemon_that_cannot_start_is_explained_and_tried_until_it_can(
+def test_daemon_with_wrong_settings_says_so_to_who_waits_and_starts_when_they_are_right(
     netplug: ServiceNetplug, dockerd: ServiceDockerd
 ) -> None:
     machine = netplug.machine
     netplug.stop()
     machine.write("/etc/netplug/netplug.toml", 'store = "papyrus"\n')
-    with ThreadPoolExecutor() as pool:
-        created = pool.submit(dockerd.docker, "network", "create", "-d", "pynet", "patient")
-        wait_until(lambda: "papyrus" in machine.journal(netplug.UNIT), what="the reason in the log")
-        said = machine.run([str(COMMAND), "doctor"], check=False)
-        assert said.returncode == UNREACHABLE
-        assert re.search(
-            r"did not answer in 3 s: it does not start, and systemd holds its socket .*systemctl status", said.stdout
-        )
-        assert "setting store" in said.stdout
-        by_hand = machine.run([str(COMMAND), "serve", "--store", "sqlite"], check=False)
-        assert by_hand.returncode == UNREACHABLE
-        assert re.search("held by systemd.*systemctl start netplug", by_hand.stderr)
-        machine.write("/etc/netplug/netplug.toml", "")
-        assert created.result(60)
+    with pytest.raises(CommandError, match=r"does not start: setting store .*papyrus"):
+        dockerd.docker("network", "create", "-d", "pynet", "impatient")
+    said = machine.run([str(COMMAND), "doctor"], check=False)
+    assert said.returncode == UNREACHABLE
+    assert re.search(r"failure +daemon .* does not start", said.stdout)
+    by_hand = machine.run([str(COMMAND), "serve", "--store", "sqlite"], check=False)
+    assert by_hand.returncode == UNREACHABLE
+    assert re.search("held by systemd.*systemctl start netplug", by_hand.stderr)
+    machine.write("/etc/netplug/netplug.toml", "")
+    wait_until(lambda: netplug.running, 30, "a daemon")
+    dockerd.docker("network", "create", "-d", "pynet", "patient")
     dockerd.docker("network", "rm", "patient")
 
 

@@ -11,20 +11,24 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 from living import DEADLINE_S, Living, living, settings_in, until
 from quiet import quiet_log
 
+from netplug.cli import UNREACHABLE, CliError
+from netplug.cli.client import Client
 from netplug.config import Settings
 from netplug.daemon import status as daemon_status
+from netplug.daemon.refusing import refuse_waiting
 from netplug.daemon.systemd import inherited_sockets, watchdog_s
 from netplug.engine.conditions import QUARANTINE, Difference
 from netplug.kernel.fake.kernel import FakeKernel
 
 CHILD = """
 import json, os
+from netplug.daemon.refusing import refuse_waiting
 from netplug.daemon.systemd import inherited_sockets
 os.environ["LISTEN_PID"] = str(os.getpid())
 found = inherited_sockets()
@@ -127,22 +131,29 @@ def test_each_connection_serves_one_request_behind_systemd_and_many_without(tmp_
     settings = settings_in(tmp_path / "1")
     with quiet_log(), listening(*paths_of(settings)) as kept:
         daemon = Living(settings, inherited=duplicates(kept)).start()
-        assert asked(settings.plugin_socket).getheader("Connection") == "close"
+        assert asked(settings.plugin_socket).connection == "close"
         daemon.stop()
     with living(tmp_path / "2") as other:
-        assert asked(other.settings.plugin_socket).getheader("Connection") is None
+        assert asked(other.settings.plugin_socket).connection is None
 
 
-def asked(path: Path) -> http.client.HTTPResponse:
+class Answer(NamedTuple):
+    """An answer of the plugin. `connection`: the header, which says whether it stays open."""
+
+    connection: str | None
+    data: bytes
+
+
+def asked(path: Path, method: str = "Plugin.Activate", body: bytes = b"") -> Answer:
     connection = http.client.HTTPConnection("netplug")
     connection.sock = socket.socket(socket.AF_UNIX)
     connection.sock.settimeout(DEADLINE_S)
     connection.sock.connect(str(path))
-    connection.request("POST", "/Plugin.Activate")
+    connection.request("POST", f"/{method}", body)
     answer = connection.getresponse()
-    answer.read()
+    found = Answer(answer.getheader("Connection"), answer.read())
     connection.close()
-    return answer
+    return found
 
 
 @pytest.mark.parametrize("which", ["plugin_socket", "cni_socket"])
@@ -195,6 +206,30 @@ def test_sockets_of_other_settings_are_told(tmp_path: Path, monkeypatch: pytest.
     assert told["not_of_systemd"] == [str(settings.plugin_socket)]
     assert told["not_of_settings"] == [str(other)]
     assert "netplug.socket" in told["hint"]
+
+
+def test_wrong_settings_are_told_to_who_waits(tmp_path: Path) -> None:
+    settings = settings_in(tmp_path)
+    with listening(*paths_of(settings)) as kept, ThreadPoolExecutor() as pool:
+        plugin = [pool.submit(asked, settings.plugin_socket, "NetworkDriver.Join", b"x" * 100_000) for _ in range(2)]
+        command = pool.submit(Client(settings.run_dir).get, "networks")
+        own = duplicates(kept)
+        refused = 0
+
+        def all_refused() -> bool:
+            nonlocal refused
+            refused += refuse_waiting(own, "setting store is 'papyrus'")
+            return refused == 3
+
+        until(all_refused, "three requests are answered")
+        assert [json.loads(it.result().data)["Err"] for it in plugin] == [
+            "the netplug daemon does not start: setting store is 'papyrus'"
+        ] * 2
+        with pytest.raises(CliError, match="does not start: setting store is 'papyrus'") as caught:
+            command.result()
+        assert caught.value.code == UNREACHABLE
+        for sock in own.values():
+            sock.close()
 
 
 @pytest.mark.parametrize(

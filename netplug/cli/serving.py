@@ -148,6 +148,10 @@ def _serve(flags: dict[str, object]) -> None:
     try:
         settings = load(**flags)
     except NetplugError as exc:
+        from netplug.daemon.refusing import refuse_waiting  # noqa: PLC0415
+        from netplug.daemon.systemd import inherited_sockets  # noqa: PLC0415
+
+        refuse_waiting(inherited_sockets(), exc.message)
         raise CliError(USAGE, exc.message, hint=exc.hint) from None
     _refuse_without_rights()
     gc.disable()  # nearly all objects of the start stay; the daemon enables it when it has started

@@ -41,6 +41,7 @@ from netplug.daemon.composition import (
 from netplug.daemon.descriptor_store import DescriptorStore
 from netplug.daemon.lock import DAEMONLESS_LOCK, SOCKET_MODE, claim_socket, exclusive, lock_file, release_socket
 from netplug.daemon.namespace_lock import LOCKS, NAMESPACE, claim_namespace
+from netplug.daemon.refusing import refuse_waiting
 from netplug.daemon.reloading import Reloading
 from netplug.daemon.status import keep_systemd_informed
 from netplug.daemon.systemd import UNIT, inherited_sockets, notify
@@ -240,9 +241,12 @@ def run(settings: Settings, read: Callable[[], Settings] = load) -> None:
     """
     logging.configure(settings.log_format, settings.log_level, lasting=True)
     faulthandler.enable()  # a daemon that hangs gets SIGABRT from systemd, and its stacks are in the log
+    kept, inherited = DescriptorStore.of_service(os.environ), inherited_sockets()
     try:
-        asyncio.run(_run(settings, read))
-    except NetplugError:
+        asyncio.run(_run(settings, read, kept, inherited))
+    except NetplugError as exc:
+        if exc.kind == "invalid":
+            refuse_waiting(inherited, exc.message)
         raise
     except (StoreError, OSError) as exc:
         raise NetplugError("unavailable", str(exc)) from exc
@@ -252,10 +256,11 @@ def run(settings: Settings, read: Callable[[], Settings] = load) -> None:
         raise NetplugError("internal", f"the daemon failed: {causes[0]!r}", hint=f"see {logging.LOG}") from exc
 
 
-async def _run(settings: Settings, read: Callable[[], Settings]) -> None:
-    kept = DescriptorStore.of_service(os.environ)
-    opener = partial(linux_kernel, kept)
-    daemon = Daemon(settings, kernel=opener, inherited=inherited_sockets(), kept=kept, read=read)
+async def _run(
+    settings: Settings, read: Callable[[], Settings], kept: DescriptorStore, inherited: Mapping[Path, socket.socket]
+) -> None:
+    own = {path: sock.dup() for path, sock in inherited.items()}
+    daemon = Daemon(settings, kernel=partial(linux_kernel, kept), inherited=own, kept=kept, read=read)
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, daemon.stop)

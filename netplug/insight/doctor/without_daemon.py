@@ -67,6 +67,8 @@ def has_service(root: Path = Path("/")) -> bool:
 def _daemon(absence: Absence, daemons: Sequence[Program]) -> Finding:
     if "permission" in absence.why:
         return failure(absence.why, absence.hint)
+    if "does not start" in absence.why:
+        return failure(absence.why, absence.hint)
     if "did not answer" in absence.why and (absence.settings or not daemons):
         words = f"{absence.why}: it does not start, and systemd holds its socket"
         return failure(words, "correct what keeps it from starting: systemctl status netplug (journalctl -u netplug)")
