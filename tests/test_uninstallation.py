@@ -87,6 +87,15 @@ async def test_what_cannot_be_removed_is_told(host: Host, monkeypatch: pytest.Mo
     assert "link/npi-names" in (await host.uninstall(force=True)).left
 
 
+async def test_resolver_that_does_not_forget_stops_nothing_else(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def refuse(*_: object) -> None:
+        raise NetplugError("unavailable", "resolvconf -d failed")
+
+    monkeypatch.setattr(host.kernel.resolution, "forget", refuse)
+    assert (await host.uninstall(force=True)).left == ("names of the host (resolvconf -d failed)",)
+    assert host.look() == host.before
+
+
 async def test_running_daemon_is_waited_for_and_then_named(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("netplug.daemon.uninstallation.PATIENCE_S", 0.2)
     with lock_file(host.settings.state_dir / "lock"), pytest.raises(Held, match="is in use by"):

@@ -48,7 +48,7 @@ def uninstall(*, force: bool, purge: bool) -> None:
     for line in kept:
         emit(f"kept {line}")
     if removal.left:
-        raise CliError(NO, f"these objects of the kernel could not be removed: {', '.join(removal.left)}")
+        raise CliError(NO, f"could not be removed: {', '.join(removal.left)}")
     raise typer.Exit(OK)
 
 

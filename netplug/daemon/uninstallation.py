@@ -95,8 +95,7 @@ class Uninstallation:
         await engine.journal.recover()
         await engine.registry.load()
         await engine.base_plan.load()
-        await engine.host_names.load()
-        await engine.host_names.turn_off()
+        trouble = await _stop_asking(engine)
         plans = [it.plan + it.exposed for it in engine.registry.endpoints()]
         plans += [it.plan for it in engine.registry.networks()]
         plans.append(engine.base_plan.plan)
@@ -106,7 +105,7 @@ class Uninstallation:
         left = await _sweep(engine.kernel)
         records = sorted(engine.registry.networks(), key=lambda it: it.network.name)
         docker = tuple(it.network.name for it in records if it.front_end is FrontEnd.DOCKER)
-        return Removal(tuple(it.network.name for it in records), docker, left)
+        return Removal(tuple(it.network.name for it in records), docker, (*trouble, *left))
 
 
 def refusal(names: Sequence[str]) -> NetplugError:
@@ -122,6 +121,16 @@ async def _lives(kernel: HostKernel, record: EndpointRecord) -> bool:
     there = {link.name for link in (await kernel.facts()).links}
     links = {step.key.removeprefix(LINK) for step in record.plan if step.key.startswith(LINK)}
     return not there.isdisjoint(links) or await has_processes(kernel.sandboxes, record)
+
+
+async def _stop_asking(engine: Engine) -> tuple[str, ...]:
+    """Have the host ask for names no more, and return what stands in the way: the rest is removed all the same."""
+    await engine.host_names.load()
+    try:
+        await engine.host_names.turn_off()
+    except NetplugError as exc:
+        return (f"names of the host ({exc.message})",)
+    return ()
 
 
 async def _forget_host_names(kernel: HostKernel) -> None:
