@@ -9,7 +9,7 @@ TESTS := integration
 # Number of integration test files that run in parallel: each has hosts of its own, and mostly waits for engines.
 WORKERS := $(if $(filter integration,$(TESTS)),2,0)
 
-.PHONY: help setup check lowest fmt docs changelog test integration demo lab deb deb-lock deb-test plugin bench clean
+.PHONY: help setup check lowest fmt docs changelog test integration demo lab deb deb-lock deb-test plugin plugin-test bench clean
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 
@@ -71,6 +71,9 @@ deb-lock: $(VENV) ## choose the newest libraries for the Debian package (packagi
 
 plugin: $(VENV) ## build Docker's managed plugin into build/plugin (as root, on Debian; docs/plugin.md)
 	@.venv/bin/python packaging/plugin/build_plugin.py build/plugin
+
+plugin-test: setup ## build the managed plugin twice, and compare (as root, on Debian)
+	@$(PYTEST) -m slow integration/test_managed_plugin.py $(ARGS)
 
 bench: setup ## compare with Docker's own bridge, the reference CNI plugins, and other tunnels and name servers (as root)
 	@bash packaging/setup.sh bench

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import subprocess
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -198,6 +199,15 @@ def test_upgrade_from_a_registry_keeps_networks_and_containers(
         assert http_get(client, wire.left, 8080) == PAGE
         assert wait_until(lambda: not plugin.drift())
         assert server.ip().startswith(POOL), "its settings are kept"
+
+
+@pytest.mark.slow
+def test_two_builds_are_equal(built: Path) -> None:
+    def archived(folder: Path) -> str:
+        archive = f"tar -c --sort=name -C {folder} . | sha256sum"
+        return subprocess.run(["sh", "-c", archive], check=True, stdout=subprocess.PIPE, text=True).stdout
+
+    assert archived(build_plugin(built.with_name("again"))) == archived(built)
 
 
 def newer(built: Path) -> Path:
