@@ -9,6 +9,7 @@ from netplug.config import load
 from netplug.daemon.host_files import HostFile, Note, remove, wanted
 from netplug.daemon.service_installation import ServiceInstallation
 from netplug.errors import NetplugError
+from netplug.insight.doctor import without_daemon
 from netplug.insight.doctor.without_daemon import has_service
 from netplug.kernel.host.services import Services
 
@@ -175,3 +176,10 @@ def test_damaged_note_is_an_error_with_its_path(machine: Machine) -> None:
     machine.note.write_text("{")
     with pytest.raises(NetplugError, match=str(machine.note)):
         Note.read(machine.note)
+
+
+@pytest.mark.parametrize(("there", "mend"), [(False, "netplug install-service"), (True, "systemctl start netplug")])
+def test_doctor_names_what_starts_the_daemon_here(there: bool, mend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(without_daemon, "has_service", lambda: there)
+    found = without_daemon._daemon(without_daemon.Absence("no daemon answers"), ())
+    assert found.mend.startswith(mend)
