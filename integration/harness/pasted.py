@@ -65,9 +65,8 @@ class Command:
         if not shown:
             return True
         lines = [_steady(line) for line in printed.splitlines()]
-        wanted = "\n".join(_pattern(line) for line in shown if line)
-        more = r"(\n[\s\S]*)?" if self.interrupted else ""
-        return re.fullmatch(wanted + more, "\n".join(line for line in lines if line)) is not None
+        wanted = "".join(_pattern(line) for line in (*shown, *["…"] * self.interrupted) if line)
+        return re.fullmatch(wanted, "".join(f"{line}\n" for line in lines if line)) is not None
 
 
 def _steady(line: str) -> str:
@@ -77,7 +76,7 @@ def _steady(line: str) -> str:
 
 
 def _pattern(line: str) -> str:
-    return r"[\s\S]*" if line == "…" else re.escape(line).replace("…", ".*?")
+    return r"(?:.*\n)*" if line == "…" else re.escape(line).replace("…", ".*?") + r"\n"
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,8 @@ from .wire import connect
 FOLDER = "/run/reader"
 """Where the reader's shell is."""
 _OWN = ("opt", "var/lib")
+_EMPTY = ("/var/lib/netplug", "/etc/netplug", "/etc/cni", "/opt/cni", "/usr/local/lib/netavark")
+"""What an earlier netplug of the machine may have left is not the reader's."""
 _PODMAN = """[containers]
 default_ulimits = ["nofile=1024:1024", "nproc=1024:1024"]
 [engine]
@@ -51,17 +53,17 @@ class Place:
 
     def type(self, command: Command) -> tuple[str, int]:
         """Type a command where it belongs, and return what it printed, and its exit code."""
-        if command.host not in self._terminals:
-            host = self.hosts[command.host]
-            self._terminals[command.host] = Terminal(host, folder=self.folder, env={})
-        return self._terminals[command.host].type(command)
+        name = command.host if command.host in self.hosts else next(iter(self.hosts))
+        if name not in self._terminals:
+            self._terminals[name] = Terminal(self.hosts[name], folder=self.folder)
+        return self._terminals[name].type(command)
 
     def close(self) -> None:
         for terminal in self._terminals.values():
             terminal.close()
 
 
-def _host(stack: ExitStack, name: str = "reader", *, netplug: bool = True) -> Host:
+def _host(stack: ExitStack, name: str = "host-a", *, netplug: bool = True) -> Host:
     """A host with an uplink, and a name server there, without any service."""
     host, outside = stack.enter_context(Host(name)), stack.enter_context(Host("outside"))
     _furnish(host, name, netplug=netplug)
@@ -73,6 +75,7 @@ def _host(stack: ExitStack, name: str = "reader", *, netplug: bool = True) -> Ho
 
 def _furnish(host: Host, name: str, *, netplug: bool = True) -> None:
     lay_over(host, names=("etc", "usr", *_OWN))
+    host.run(["rm", "-rf", *_EMPTY])
     host.path(FOLDER).mkdir()
     host.run(["hostname", name])
     tools = host.dir / "bin"

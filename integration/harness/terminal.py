@@ -25,9 +25,11 @@ _SHELL = ("setsid", "--ctty", "bash", "--norc", "--noprofile", "--noediting", "-
 class Terminal:
     """A shell of root on a host, in an own session; it ends with its host, or by `close`."""
 
-    def __init__(self, host: Host, *, folder: str, env: dict[str, str]) -> None:
+    def __init__(self, host: Host, *, folder: str, columns: int = COLUMNS) -> None:
+        self.screen = ""
+        """What the last command printed, with its colours."""
         self._screen, line = os.openpty()
-        fcntl.ioctl(line, termios.TIOCSWINSZ, struct.pack("HHHH", ROWS, COLUMNS, 0, 0))
+        fcntl.ioctl(line, termios.TIOCSWINSZ, struct.pack("HHHH", ROWS, columns, 0, 0))
         attributes = termios.tcgetattr(line)
         attributes[3] &= ~termios.ECHO
         termios.tcsetattr(line, termios.TCSANOW, attributes)
@@ -37,7 +39,7 @@ class Terminal:
             stdin=line,
             stdout=line,
             stderr=line,
-            env=host.env | own | env,
+            env=host.env | own,
             start_new_session=True,
         )
         os.close(line)
@@ -81,7 +83,8 @@ class Terminal:
                     f"{line or 'the shell'}: no prompt within {timeout_s:g} s, but:\n{_plain(printed)}"
                 )
             printed += self._more(0.2)
-        return _plain(printed[: found.start()]), int(found[1])
+        self.screen = printed[: found.start()]
+        return _plain(self.screen), int(found[1])
 
     def _more(self, timeout_s: float) -> str:
         ready, _, _ = select.select([self._screen], [], [], timeout_s)
