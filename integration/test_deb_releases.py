@@ -95,6 +95,12 @@ def test_other_python_gets_its_files_compiled_and_the_daemon_restarted(debian: D
     assert debian.machine.show("netplug.service", "MainPID")["MainPID"] not in {before, "0"}
 
 
+def test_environment_reads_the_folder_for_drivers_of_other_packages(debian: Debian, package: Path) -> None:
+    debian.install(package)
+    debian.machine.write("/usr/local/lib/netplug/drivers/netplug_added.py", "print('found')\n")
+    assert debian.shell("/usr/lib/netplug/bin/python -I -c 'import netplug_added'") == "found"
+
+
 def test_removal_leaves_attached_containers_their_network_for_the_next_installation(
     debian: Debian, package: Path
 ) -> None:
