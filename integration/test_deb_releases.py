@@ -9,6 +9,8 @@ import pytest
 from harness import Booted, Container, Stream, Talk, assert_same, snapshot, unbootable
 from harness.packaged import BUILD, ROOT, UNITS, Debian, installs_uses_and_purges
 
+from netplug import __version__
+
 ROOTS = ROOT / ".venv/roots"
 """Made by `packaging/setup.sh roots`."""
 RELEASES = ("bookworm", "trixie")
@@ -74,7 +76,7 @@ def test_upgrade_and_return_keep_traffic_settings_and_what_the_admin_disabled(
     machine.write(SETTINGS, changed)
     machine.systemctl("disable", *UNITS)
     with traffic(debian) as web:
-        for version, deb in (("99.0", newer), ("0.2.0", package)):
+        for version, deb in (("99.0", newer), (__version__, package)):
             before = machine.show("netplug.service", "MainPID")["MainPID"]
             debian.install(deb)
             assert debian.shell("dpkg-query -W -f '${Version}' netplug") == version
