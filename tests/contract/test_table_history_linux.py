@@ -174,8 +174,11 @@ class History:
                 else:
                     self._listed = nft.run("list ruleset\n")
                     nft.run(command + "\n")
-            except Exception:  # noqa: BLE001, S110 - there is no such thing now
-                pass
+            except Exception:  # noqa: BLE001 - there is no such thing now
+                return
+        # What others have put back is theirs, and comes back with a table that is deleted later.
+        there = (self._there() or {}).keys()
+        self._gone -= {it for it in self._gone if parts(it).keys() & there}
 
 
 def parts(step: Element) -> dict[tuple[str, str], str]:
