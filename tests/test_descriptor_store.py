@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from living import until
+from structlog.testing import capture_logs
 
 from netplug.daemon.descriptor_store import DescriptorStore
 from netplug.drivers.steps import HostPort, Proto
@@ -214,12 +215,17 @@ async def test_manager_that_does_not_answer_or_is_gone_stops_nothing(
     ports.remove(HostPort(Proto.TCP, ANY, port))
     await ports.settled()
     manager.end()
-    other = ports.reserve(Proto.TCP, ANY, 0, 0)
-    await sent()
-    assert taken(other)
-    ports.remove(HostPort(Proto.TCP, ANY, other))
-    await ports.settled()
-    assert not taken(other)
+    with capture_logs() as said:
+        others = []
+        for _ in range(3):
+            others.append(ports.reserve(Proto.TCP, ANY, 0, 0))
+            await sent()
+        assert all(taken(other) for other in others)
+        for other in others:
+            ports.remove(HostPort(Proto.TCP, ANY, other))
+        await ports.settled()
+    assert [it["event"] for it in said] == ["ports.not_kept"]  # once, not for each port
+    assert not any(taken(other) for other in others)
     store.close()
 
 

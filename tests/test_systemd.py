@@ -9,7 +9,7 @@ import sys
 import threading
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -244,6 +244,23 @@ def test_wrong_settings_are_told_to_who_waits(tmp_path: Path) -> None:
 )
 def test_watchdog_is_that_of_this_process(environ: dict[str, str], seconds: float) -> None:
     assert watchdog_s(environ) == seconds
+
+
+def test_daemon_is_ready_also_if_the_queue_of_systemd_was_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As with the sockets of many published ports, which systemd gets before."""
+    address = tmp_path / "notify"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd, ExitStack() as stack:
+        systemd.bind(str(address))
+        systemd.settimeout(DEADLINE_S)
+        others = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM))
+        others.setblocking(False)
+        with suppress(BlockingIOError):
+            while True:
+                others.sendto(b"FDSTORE=1", str(address))
+        monkeypatch.setenv("NOTIFY_SOCKET", str(address))
+        with living(tmp_path) as daemon:
+            assert daemon.client.get("version")  # it serves meanwhile
+            expect(systemd, b"READY=1")
 
 
 def test_daemon_gives_signs_of_life_and_says_what_is_degraded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -46,6 +46,8 @@ class DescriptorStore:
         self._channel: socket.socket | None = None
         self._forgetting = False
         """Whether process 1 may still have something that it shall not keep."""
+        self._refused = ""
+        """Why nothing can be sent, which is said once."""
         self._numbers = count(1)
 
     @classmethod
@@ -173,6 +175,7 @@ class DescriptorStore:
             while self._queue:
                 (kind, name), carried = next(iter(self._queue.items()))
                 _tell(channel, kind, name, carried)
+                self._refused = ""
                 del self._queue[kind, name]
         except BlockingIOError:
             return
@@ -182,7 +185,9 @@ class DescriptorStore:
         asyncio.get_running_loop().remove_writer(channel)
 
     def _fail(self, error: OSError) -> None:
-        log.warning("ports.not_kept", reason=error.strerror)
+        if self._refused != (reason := error.strerror or str(error)):
+            self._refused = reason
+            log.warning("ports.not_kept", reason=reason)
         self._give_up()
 
     def _give_up(self) -> None:

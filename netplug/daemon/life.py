@@ -202,7 +202,6 @@ class Daemon:
             tasks = [group.create_task(keep(*work)) for work in background.items()]
             # Duplicates: a stop removes the files before the servers stop, and that closes the original sockets.
             async with serving_cni(parts.cni, self._cni_socket.dup()):
-                notify("READY=1")
                 serving = await parts.load_http()
                 apps = ((parts.plugin, self._plugin_socket), (parts.api, self._api_socket))
                 serve = partial(serving, one_request=bool(self._inherited))

@@ -15,7 +15,7 @@ from netplug import log as logging
 from netplug.config import Settings
 from netplug.daemon.address_spaces import site_prefix, spaces
 from netplug.daemon.composition import Composition
-from netplug.daemon.systemd import notify
+from netplug.daemon.systemd import notify_surely
 from netplug.engine.conditions import Difference
 from netplug.errors import NetplugError
 from netplug.tasks.apart import apart
@@ -51,11 +51,11 @@ class Reloading:
             await self._asked.wait()
             self._asked.clear()
             # As the protocol of sd_notify(3) has it: systemd shows the service as reloading meanwhile.
-            notify(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
+            await notify_surely(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
             try:
                 await self.reload(parts)
             finally:
-                notify("READY=1")
+                await notify_surely("READY=1")
 
     async def reload(self, parts: Composition) -> None:
         """Read the settings, and use what can be used now."""

@@ -2,7 +2,7 @@
 
 import asyncio
 
-from netplug.daemon.systemd import notify, watchdog_s
+from netplug.daemon.systemd import notify_surely, watchdog_s
 from netplug.engine import Engine
 from netplug.engine.conditions import QUARANTINE
 
@@ -11,16 +11,20 @@ LOOK_S = 10.0
 
 
 async def keep_systemd_informed(engine: Engine) -> None:
-    """Tell systemd that the event loop runs, twice as often as it asks for (sd_watchdog_enabled(3)), and the status."""
+    """Tell systemd that the daemon is ready, then that its event loop runs, and the status, until cancelled.
+
+    The signs of life come twice as often as it asks for (sd_watchdog_enabled(3)).
+    """
+    await notify_surely("READY=1")
     within_s = watchdog_s()
     pause_s = min(LOOK_S, within_s / 2) if within_s else LOOK_S
     told = ""
     while True:
         if within_s:
-            notify("WATCHDOG=1")
+            await notify_surely("WATCHDOG=1")
         if (words := status(engine)) != told:
             told = words
-            notify(f"STATUS={words}")
+            await notify_surely(f"STATUS={words}")
         await asyncio.sleep(pause_s)
 
 

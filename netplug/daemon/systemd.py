@@ -4,6 +4,7 @@ The daemon is a service of `Type=notify`. Its sockets may be those of a socket u
 and while it restarts: who connects meanwhile waits in their queue.
 """
 
+import asyncio
 import os
 import socket
 from collections.abc import Mapping, MutableMapping
@@ -27,7 +28,7 @@ def notify_address(environ: Mapping[str, str]) -> str:
 
 
 def notify(state: str) -> None:
-    """Notify systemd (sd_notify(3)), if the service expects it."""
+    """Notify systemd (sd_notify(3)), if the service expects it, and if there is room in its queue."""
     address = notify_address(os.environ)
     if not address:
         return
@@ -35,6 +36,20 @@ def notify(state: str) -> None:
         sock.setblocking(False)  # a systemd that hangs must not stop us
         try:
             sock.sendto(state.encode(), address)
+        except OSError as exc:
+            log.debug("systemd.not_told", state=state, error=str(exc))
+
+
+async def notify_surely(state: str) -> None:
+    """Notify systemd, and wait until its queue has room. It may be full of the sockets that systemd shall keep."""
+    address = notify_address(os.environ)
+    if not address:
+        return
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+        sock.setblocking(False)
+        try:
+            sock.connect(address)
+            await asyncio.get_running_loop().sock_sendall(sock, state.encode())
         except OSError as exc:
             log.debug("systemd.not_told", state=state, error=str(exc))
 
