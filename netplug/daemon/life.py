@@ -44,7 +44,7 @@ from netplug.daemon.namespace_lock import LOCKS, NAMESPACE, claim_namespace
 from netplug.daemon.refusing import refuse_waiting
 from netplug.daemon.reloading import Reloading
 from netplug.daemon.status import keep_systemd_informed
-from netplug.daemon.systemd import UNIT, inherited_sockets, notify
+from netplug.daemon.systemd import UNIT, inherited_sockets, notify, notify_surely
 from netplug.engine import Engine
 from netplug.engine.happenings import Kind
 from netplug.errors import NetplugError
@@ -202,6 +202,8 @@ class Daemon:
             tasks = [group.create_task(keep(*work)) for work in background.items()]
             # Duplicates: a stop removes the files before the servers stop, and that closes the original sockets.
             async with serving_cni(parts.cni, self._cni_socket.dup()):
+                if not notify("READY=1"):
+                    tasks.append(group.create_task(notify_surely("READY=1")))
                 serving = await parts.load_http()
                 apps = ((parts.plugin, self._plugin_socket), (parts.api, self._api_socket))
                 serve = partial(serving, one_request=bool(self._inherited))

@@ -11,11 +11,7 @@ LOOK_S = 10.0
 
 
 async def keep_systemd_informed(engine: Engine) -> None:
-    """Tell systemd that the daemon is ready, then that its event loop runs, and the status, until cancelled.
-
-    The signs of life come twice as often as it asks for (sd_watchdog_enabled(3)).
-    """
-    await notify_surely("READY=1")
+    """Tell systemd that the event loop runs, twice as often as it asks for (sd_watchdog_enabled(3)), and the status."""
     within_s = watchdog_s()
     pause_s = min(LOOK_S, within_s / 2) if within_s else LOOK_S
     told = ""

@@ -27,17 +27,20 @@ def notify_address(environ: Mapping[str, str]) -> str:
     return f"\0{address[1:]}" if address.startswith("@") else address
 
 
-def notify(state: str) -> None:
-    """Notify systemd (sd_notify(3)), if the service expects it, and if there is room in its queue."""
+def notify(state: str) -> bool:
+    """Notify systemd (sd_notify(3)), if the service expects it. Return False if its queue has no room now."""
     address = notify_address(os.environ)
     if not address:
-        return
+        return True
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
         sock.setblocking(False)  # a systemd that hangs must not stop us
         try:
             sock.sendto(state.encode(), address)
+        except BlockingIOError:
+            return False
         except OSError as exc:
             log.debug("systemd.not_told", state=state, error=str(exc))
+    return True
 
 
 async def notify_surely(state: str) -> None:
