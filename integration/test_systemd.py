@@ -35,32 +35,37 @@ def machine() -> Iterator[Booted]:
 
 
 @pytest.fixture(scope="module")
-def netplug(machine: Booted) -> ServiceNetplug:
+def booted(machine: Booted) -> ServiceNetplug:
     it = ServiceNetplug(machine, drop_in=f"WatchdogSec={WATCHDOG_S}")
     assert machine.boot() == "running"
     return it
 
 
 @pytest.fixture(scope="module")
-def boot_order(netplug: ServiceNetplug) -> dict[str, int]:
+def boot_order(booted: ServiceNetplug) -> dict[str, int]:
     """When units came up at the boot, in microseconds of the machine's clock."""
 
     def entered(unit: str, state: str) -> int:
-        return int(netplug.machine.show(unit, f"{state}TimestampMonotonic")[f"{state}TimestampMonotonic"])
+        return int(booted.machine.show(unit, f"{state}TimestampMonotonic")[f"{state}TimestampMonotonic"])
 
     return {
-        "socket": entered(netplug.SOCKET, "ActiveEnter"),
-        "starts": entered(netplug.UNIT, "InactiveExit"),
-        "ready": entered(netplug.UNIT, "ActiveEnter"),
+        "socket": entered(booted.SOCKET, "ActiveEnter"),
+        "starts": entered(booted.UNIT, "InactiveExit"),
+        "ready": entered(booted.UNIT, "ActiveEnter"),
         "engine": entered(ServiceDockerd.UNIT, "InactiveExit"),
     }
 
 
 @pytest.fixture(scope="module")
-def dockerd(
-    netplug: ServiceNetplug,
+def netplug(
+    booted: ServiceNetplug,
     boot_order: dict[str, int],  # noqa: ARG001 - read before a test restarts anything
-) -> ServiceDockerd:
+) -> ServiceNetplug:
+    return booted
+
+
+@pytest.fixture(scope="module")
+def dockerd(netplug: ServiceNetplug) -> ServiceDockerd:
     it = ServiceDockerd(netplug.machine)
     it.docker("network", "create", "-d", "pynet", "blue")
     it.docker("run", "--rm", "--network", "blue", "-p", "1", IMAGE, "true")  # makes what is made once and kept
