@@ -32,6 +32,11 @@ def machine() -> Iterator[Booted]:
         yield it
 
 
+def says(machine: Booted, words: str) -> None:
+    """Wait until the service has said something: a simple service has started before its program runs."""
+    wait_until(lambda: words in machine.journal("hello.service"), what=words)
+
+
 def test_systemd_is_process_1_and_starts_what_is_enabled(machine: Booted) -> None:
     assert machine.output("cat", "/proc/1/comm") == "systemd"
     assert machine.output("hostname") == machine.name
@@ -40,7 +45,7 @@ def test_systemd_is_process_1_and_starts_what_is_enabled(machine: Booted) -> Non
         "ActiveState": "active",
         "Description": "says hello",
     }
-    assert "hello from the" in machine.journal("hello.service")
+    says(machine, "hello from the")
     assert machine.systemctl("--failed", "--no-legend") == ""
 
 
@@ -56,7 +61,7 @@ def test_reboot_keeps_files_and_forgets_network_run_and_tmp(machine: Booted) -> 
     machine.run(["ip", "link", "add", "mark0", "type", "bridge"])
     identity = machine.output("cat", "/etc/machine-id")
     assert machine.reboot() == "running"
-    assert "hello from the boot before" in machine.journal("hello.service")
+    says(machine, "hello from the boot before")
     assert machine.output("cat", "/etc/machine-id") == identity
     assert machine.output("sh", "-c", "ls /run/mark /tmp/mark 2>/dev/null; true") == ""
     assert [it["ifname"] for it in json.loads(machine.output("ip", "-j", "link"))] == ["lo"]
