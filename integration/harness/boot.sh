@@ -20,12 +20,13 @@ prepare() {
     mount -t cgroup2 cgroup cgroup
     echo "$name" >root/etc/hostname
     tr -d - </proc/sys/kernel/random/uuid >root/etc/machine-id
+    rm -rf root/var/log/journal # else the journal moves from /run to there, when it has been started
     if [ "$root" = / ]; then blank; fi
 }
 
 # A copy of this machine has its programs, and none of its services, mounts and settings.
 blank() {
-    rm -rf root/etc/systemd/system root/etc/netplug root/etc/docker root/var/lib/netplug root/var/log/journal
+    rm -rf root/etc/systemd/system root/etc/netplug root/etc/docker root/var/lib/netplug
     mkdir root/etc/systemd/system
     rm -f root/etc/fstab root/.dockerenv
     if [ -L root/etc/resolv.conf ]; then # into /run, which is empty there
