@@ -7,22 +7,13 @@ from shutil import which
 
 import pytest
 
+from .bus import start_bus
 from .host import Host
 from .unpacked import FOLDER, lay_over
 from .wait import wait_until
 
 UNPACKED = FOLDER / "firewalld"
 _START_S = 20
-_BUS = """<!DOCTYPE busconfig PUBLIC "-//freedesktop//DTD D-Bus Bus Configuration 1.0//EN"
- "http://www.freedesktop.org/standards/dbus/1.0/busconfig.dtd">
-<busconfig>
-  <type>system</type>
-  <listen>unix:path=/run/dbus/system_bus_socket</listen>
-  <policy context="default">
-    <allow user="*"/><allow own="*"/><allow send_destination="*" eavesdrop="true"/><allow receive_sender="*"/>
-  </policy>
-</busconfig>
-"""
 
 needs_firewalld = pytest.mark.skipif(
     not (which("dbus-daemon") and (UNPACKED.exists() or which("firewalld"))), reason="needs firewalld (make setup)"
@@ -35,11 +26,7 @@ class Firewalld:
     def __init__(self, host: Host) -> None:
         self.host = host
         lay_over(host, *[UNPACKED] * UNPACKED.exists())
-        host.run(["mkdir", "-p", "/run/dbus"])
-        (host.dir / "bus.conf").write_text(_BUS)
-        bus = ["dbus-daemon", "--nofork", "--nopidfile", f"--config-file={host.dir / 'bus.conf'}"]
-        host.popen(bus, log="dbus.log")
-        wait_until(host.path("/run/dbus/system_bus_socket").exists, _START_S, "the message bus")
+        start_bus(host)
         self.start()
 
     def start(self) -> None:

@@ -8,6 +8,7 @@ from shutil import which
 
 import pytest
 
+from .bus import start_bus
 from .host import Host, Process
 from .unpacked import FOLDER, lay_over
 from .wait import wait_until
@@ -16,16 +17,6 @@ UNPACKED = FOLDER / "managers"
 RESOLVCONF = FOLDER / "resolvconf"
 _START_S = 20
 _SYSTEMD = "/usr/lib/systemd"
-_BUS = """<!DOCTYPE busconfig PUBLIC "-//freedesktop//DTD D-Bus Bus Configuration 1.0//EN"
- "http://www.freedesktop.org/standards/dbus/1.0/busconfig.dtd">
-<busconfig>
-  <type>system</type>
-  <listen>unix:path=/run/dbus/system_bus_socket</listen>
-  <policy context="default">
-    <allow user="*"/><allow own="*"/><allow send_destination="*" eavesdrop="true"/><allow receive_sender="*"/>
-  </policy>
-</busconfig>
-"""
 _USERS = "grep -q '^{0}:' /etc/passwd || echo '{0}:x:{1}:{1}::/:/usr/sbin/nologin' >> /etc/passwd"
 _GROUPS = "grep -q '^{0}:' /etc/group || echo '{0}:x:{1}:' >> /etc/group"
 
@@ -33,16 +24,6 @@ needs_managers = pytest.mark.skipif(
     not (which("dbus-daemon") and UNPACKED.exists()), reason="needs NetworkManager and systemd-resolved (make setup)"
 )
 needs_resolvconf = pytest.mark.skipif(not RESOLVCONF.exists(), reason="needs resolvconf (make setup)")
-
-
-def start_bus(host: Host) -> Process:
-    """Start a message bus of the host's own, as the system's, on which everybody may do everything."""
-    host.run(["mkdir", "-p", "/run/dbus"])
-    (host.dir / "bus.conf").write_text(_BUS)
-    bus = ["dbus-daemon", "--nofork", "--nopidfile", f"--config-file={host.dir / 'bus.conf'}"]
-    process = host.popen(bus, log="dbus.log")
-    wait_until(host.path("/run/dbus/system_bus_socket").exists, _START_S, "the message bus")
-    return process
 
 
 class Managers:
