@@ -1,10 +1,13 @@
 """The limit of open files: raised as far as the kernel lets this process, and what is left is told."""
 
+import os
 import resource
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from netplug.errors import NetplugError
 from netplug.kernel.host import descriptors
 
 
@@ -45,3 +48,20 @@ def test_limit_is_raised_as_far_as_allowed_and_said_if_it_is_low(
     assert [(it["event"], it["limit"], "LimitNOFILE" in it["hint"]) for it in said] == [
         ("descriptors.few", limit, True)
     ] * few
+
+
+def test_room_for_descriptors_is_not_counted_while_there_is_plenty(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each request that publishes a port asks, and the count takes longer the more are open."""
+    monkeypatch.setattr(descriptors, "_usable", lambda: 1 << 20)
+    monkeypatch.setattr(os, "listdir", lambda _: pytest.fail("counted"))
+    descriptors.require(1000, "publishing 500 ports")
+
+
+def test_last_free_descriptor_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where room is short, the kernel's table is larger than the number of open descriptors, so these are counted."""
+    with Path(os.devnull).open() as one:
+        usable = len(os.listdir("/proc/self/fd")) + 2  # noqa: PTH208
+        monkeypatch.setattr(descriptors, "_usable", lambda: usable)
+        descriptors.require(2, f"a test with {one.name}")
+        with pytest.raises(NetplugError, match=r"a test needs 3 open files, but 2 of \d+ are free"):
+            descriptors.require(3, "a test")
