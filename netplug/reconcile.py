@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import structlog
 
-from netplug.docker.garbage import GarbageCollector, Suspects, View
+from netplug.docker.garbage import GarbageCollector, View
 from netplug.drivers import port_ranges, tunnel_tables
 from netplug.drivers.naming import short
 from netplug.drivers.plan import Plan
@@ -63,12 +63,11 @@ class _Look:
 
 
 class Reconciler:
-    """Compares and repairs. `docker`: returns the endpoints that Docker has; see `orphans`."""
+    """Compares and repairs. `docker`: returns the objects that Docker has; see `GarbageCollector`."""
 
     def __init__(self, engine: Engine, docker: View | None = None) -> None:
         self._engine = engine
-        self._orphans = GarbageCollector(engine, docker)
-        self._activated: asyncio.Queue[Suspects] = asyncio.Queue()
+        self.garbage = GarbageCollector(engine, docker)
 
     # Start
 
@@ -300,20 +299,15 @@ class Reconciler:
 
     # In the background
 
-    def on_activate(self) -> None:
-        """Note a restart of dockerd: endpoints may have died without a notification."""
-        self._activated.put_nowait(self._orphans.suspects())
-
     async def run(self) -> None:
         """Compare and repair at intervals, and after each notification, until cancelled."""
-        suspects, keep = self._orphans.suspects(), self._engine.supervisor.keep
+        suspects, keep = self.garbage.suspects(), self._engine.supervisor.keep
         async with asyncio.TaskGroup() as group:
             group.create_task(keep("look", self._on_time))
             commits = Commits(self._engine.kernel.changes.commits(), self._engine.base_plan, self._repaired_something)
             group.create_task(keep("commits", commits.run))
             group.create_task(keep("host", self._on_change_of_host))
-            group.create_task(keep("docker.restarts", self._on_restart_of_docker))
-            group.create_task(keep("orphans", lambda: self._orphans.after_start(suspects)))
+            group.create_task(self.garbage.run(suspects, self._try_repair))
 
     async def _on_time(self) -> None:
         changes = self._engine.kernel.changes.ours()
@@ -356,16 +350,6 @@ class Reconciler:
             found.extend(await self.repair())
 
         return bool(await self._engine.supervisor.attempt("reconcile", note())) or bool(found)
-
-    async def _on_restart_of_docker(self) -> None:
-        while True:
-            suspects = await self._activated.get()
-            with because("docker has started anew"):
-                await self._try_repair()
-                await self._bury(suspects)
-
-    async def _bury(self, suspects: Suspects) -> None:
-        await self._engine.supervisor.keep("orphans", lambda: self._orphans.after_restart_of_docker(suspects))
 
 
 def _unknown(owned: Sequence[Step], known: Mapping[Step, str], changing: frozenset[str]) -> list[Step]:

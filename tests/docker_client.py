@@ -54,6 +54,7 @@ class Plugin:
         self.kernel = kernel
         self.store = store
         self.activations = 0
+        self.lost_requests = 0
         self.engine: Engine
         self.app: FastAPI
 
@@ -69,10 +70,13 @@ class Plugin:
         self.engine = Engine(self.kernel, self.store, allocator, DRIVERS)
         await self.engine.registry.load()
         await self.engine.base_plan.load()
-        self.app = docker_app(self.engine, on_activate=self._activated)
+        self.app = docker_app(self.engine, on_activate=self._activated, on_lost_request=self._lost)
 
     def _activated(self) -> None:
         self.activations += 1
+
+    def _lost(self) -> None:
+        self.lost_requests += 1
 
     async def call(self, path: str, body: object = None) -> Answer:
         """Call a method as dockerd does; `body`: bytes go as they are, None is no body at all."""

@@ -21,6 +21,7 @@ LATER = "e3" * 32
 def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(garbage, "RETRY_S", 0.0)
     monkeypatch.setattr(garbage, "GRACE_S", 0.0)
+    monkeypatch.setattr(garbage, "REPEATS_S", 0.0)
 
 
 @pytest_asyncio.fixture
@@ -65,7 +66,7 @@ async def test_activation_begins_the_search(host: Host) -> None:
     await host.reboot(docker=docker(has(NEXT)))
     host.kernel.inhabitants.add("/run/docker/netns/1")
     async with running(host):
-        host.reconciler.on_activate()
+        host.reconciler.garbage.on_activate()
         await until(lambda: ids(host) == {NEXT})
 
 
@@ -107,6 +108,60 @@ async def test_container_that_docker_was_just_starting_is_spared(host: Host) -> 
     them = GarbageCollector(host.engine, docker(has(NEXT), has(NEXT, END)))
     await them.after_start(them.suspects())
     assert ids(host) == {END, NEXT}
+
+
+async def test_container_whose_removal_began_before_the_start_goes_when_docker_lists_it_no_more(host: Host) -> None:
+    them = GarbageCollector(host.engine, docker(has(NEXT, END), has(NEXT)))
+    await them.after_start(them.suspects())
+    assert ids(host) == {NEXT}
+    await host.check()
+
+
+async def test_container_that_docker_lists_again_at_each_second_look_stays(host: Host) -> None:
+    them = GarbageCollector(host.engine, docker(has(NEXT), has(NEXT, END), has(NEXT), has(NEXT, END), has(NEXT, END)))
+    await them.after_start(them.suspects())
+    assert ids(host) == {END, NEXT}
+
+
+@pytest.mark.parametrize("again", [False, True])
+async def test_address_goes_with_the_container_unless_it_was_requested_again(host: Host, *, again: bool) -> None:
+    """Docker released it, and the request was lost."""
+    allocator, address = host.engine.allocator, ip_address("10.9.0.7")
+    pool = await allocator.request_pool("local", network=ip_network("10.9.0.0/24"))
+    await allocator.request_address(pool.id, address=address, owner=Owner(OwnerKind.PENDING))
+    listed, gone = (
+        DockerView(frozenset({END, NEXT}), frozenset({NET}), frozenset({pool.network}), addresses)
+        for addresses in (frozenset[IPAddress]({address}), frozenset[IPAddress]())
+    )
+    looks = iter((listed, gone, gone))
+
+    async def view() -> DockerView:
+        look = next(looks, gone)
+        if again and look is gone and (lease := allocator.lease(pool.id, address)) in suspects.leases:
+            await allocator.release_address(pool.id, address)
+            await allocator.request_address(pool.id, address=address, owner=lease.owner)
+        return look
+
+    them = GarbageCollector(host.engine, view)
+    suspects = them.suspects()
+    await them.after_start(suspects)
+    assert bool([*allocator.leases(pool.id)]) is again
+
+
+async def test_request_without_a_body_begins_the_search(host: Host) -> None:
+    looks, listed = 0, has(NEXT, END)
+
+    async def view() -> DockerView:
+        nonlocal looks
+        looks += 1
+        return listed
+
+    await host.reboot(docker=view)
+    async with running(host):
+        await until(lambda: looks == 2)  # those of the start
+        listed = has(NEXT)
+        host.reconciler.garbage.on_lost_request()
+        await until(lambda: ids(host) == {NEXT})
 
 
 @pytest.mark.parametrize("claimed", [True, False])

@@ -172,6 +172,7 @@ async def test_an_empty_body_is_refused_at_once_with_another_status(plugin: Plug
     answer = await plugin.call(path, None)
     assert (answer.status, answer.error) == (400, "the body is empty")
     assert await plugin.state() == before
+    assert plugin.lost_requests == 1  # what Docker wanted to delete is searched for
 
 
 @pytest.mark.parametrize("path", ["/NetworkDriver.Dance", "/", "/Plugin.Activate/", "/networkdriver.join"])

@@ -263,7 +263,8 @@ class Composition:
 
         return docker_app(
             self.engine,
-            on_activate=self.reconciler.on_activate,
+            on_activate=self.reconciler.garbage.on_activate,
+            on_lost_request=self.reconciler.garbage.on_lost_request,
             on_ready=self.sandbox_resolvers.serve,
             container_of=ContainerInference(self.engine, self.docker).name if self.docker else container_unknown,
             driver=self.host.settings.driver_name,
@@ -309,7 +310,7 @@ class Composition:
         from netplug.frontends.docker.network import begin_session  # noqa: PLC0415 - loaded by now
 
         begin_session(self.engine)
-        self.reconciler.on_activate()
+        self.reconciler.garbage.on_activate()
 
     async def _serve_page(self) -> None:
         await self._http_loaded.wait()

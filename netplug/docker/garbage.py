@@ -1,8 +1,9 @@
 """Garbage collection of endpoints, networks, pools and addresses that Docker no longer has.
 
-Docker does not repeat deletions that the plugin missed, and after a crash of dockerd it sends few. So after a restart
-of either, the records of Docker are compared with Docker's lists. Only records from before the restart are considered:
-objects that are being created are not in the lists yet.
+Docker does not repeat deletions that the plugin missed, and after a crash of dockerd it sends few. It repeats a request
+whose answer was lost, but without its body. So after a restart of either, and after such a request, the records of
+Docker are compared with Docker's lists. Only records from before that moment are considered: objects that are being
+created are not in the lists yet.
 """
 
 import asyncio
@@ -18,7 +19,7 @@ from netplug.engine.happenings import because
 from netplug.engine.records import DockerView, EndpointRecord, FrontEnd
 from netplug.engine.sandboxes import has_processes
 from netplug.errors import NetplugError
-from netplug.ipam.lease import OwnerKind
+from netplug.ipam.lease import Lease, OwnerKind
 
 log = structlog.get_logger(__name__)
 
@@ -26,19 +27,22 @@ RETRY_S = 0.5
 PATIENCE_S = 900.0
 """Longest wait for Docker's API: dockerd serves it after restarting all containers, which may take minutes."""
 GRACE_S = 3.0
-"""After a start of netplug, Docker may be starting a container; after this time it lists it."""
+"""Time between two looks at Docker's lists. What is in neither is gone: Docker lists a container some time after it has
+asked for the endpoint."""
+REPEATS_S = 15.0
+"""Docker repeats a request for this time when the connection broke: after 1, 3, 7 and 15 s. Removals take as long."""
 
 View = Callable[[], Awaitable[DockerView | None]]
 
 
 @dataclass(frozen=True, slots=True)
 class Suspects:
-    """Objects that a restart may have orphaned. `addresses`: by pool, requested but without an endpoint."""
+    """Objects that may be orphaned. `leases`: of addresses that were requested, but have no endpoint."""
 
     endpoints: frozenset[str]
     networks: frozenset[str]
     pools: frozenset[str]
-    addresses: frozenset[tuple[str, IPAddress]]
+    leases: tuple[Lease, ...]
 
 
 class GarbageCollector:
@@ -49,6 +53,44 @@ class GarbageCollector:
         self._view = view
         self._freed: set[tuple[str, IPAddress]] = set()
         """Addresses of endpoints that were deleted here: their release by Docker may have been missed."""
+        self._restarts: asyncio.Queue[Suspects] = asyncio.Queue()
+        self._request_lost = asyncio.Event()
+
+    def on_activate(self) -> None:
+        """Note a restart of dockerd: endpoints may have died without a notification."""
+        self._restarts.put_nowait(self.suspects())
+
+    def on_lost_request(self) -> None:
+        """Note that Docker repeats a request without its body: what it wanted to delete is not deleted."""
+        self._request_lost.set()
+
+    async def run(self, suspects: Suspects, repair: Callable[[], Awaitable[None]]) -> None:
+        """Collect after the start, and after each event, until cancelled.
+
+        `suspects`: those of the start. `repair`: compares records and kernel.
+        """
+        keep = self._engine.supervisor.keep
+        async with asyncio.TaskGroup() as group:
+            group.create_task(keep("orphans", lambda: self.after_start(suspects)))
+            group.create_task(keep("docker.restarts", lambda: self._on_restarts(repair)))
+            group.create_task(keep("docker.requests", self._on_lost_requests))
+
+    async def _on_restarts(self, repair: Callable[[], Awaitable[None]]) -> None:
+        while True:
+            suspects = await self._restarts.get()
+            with because("docker has started anew"):
+                await repair()
+                await self._bury(suspects)
+
+    async def _bury(self, suspects: Suspects) -> None:
+        await self._engine.supervisor.keep("orphans", lambda: self.after_restart_of_docker(suspects))
+
+    async def _on_lost_requests(self) -> None:
+        while True:
+            await self._request_lost.wait()
+            self._request_lost.clear()
+            with because("docker repeated a request without its body"):
+                await self.after_lost_request(self.suspects())
 
     def suspects(self) -> Suspects:
         """Return all present objects of Docker."""
@@ -57,8 +99,8 @@ class GarbageCollector:
             frozenset(r.endpoint.id for r in registry.endpoints() if r.front_end is FrontEnd.DOCKER),
             frozenset(r.network.id for r in registry.networks() if r.front_end is FrontEnd.DOCKER and r.claimed),
             frozenset(pool.id for pool in allocator.pools() if not pool.holders),
-            frozenset(
-                (pool.id, lease.address)
+            tuple(
+                lease
                 for pool in allocator.pools()
                 for lease in allocator.leases(pool.id)
                 if lease.owner.kind is OwnerKind.PENDING
@@ -76,17 +118,31 @@ class GarbageCollector:
         await self._engine.allocator.end_session(view.subnets)
 
     async def after_start(self, suspects: Suspects) -> None:
-        """Delete what Docker deleted while netplug was stopped."""
+        """Delete what Docker deleted while netplug was stopped, and what it is deleting now."""
+        await self._delete_missing(suspects, asyncio.get_running_loop().time() + REPEATS_S)
+
+    async def after_lost_request(self, suspects: Suspects) -> None:
+        """Delete what Docker took for deleted when a request was lost. Containers that it starts meanwhile stay."""
+        await asyncio.sleep(REPEATS_S)
+        await self._delete_missing(suspects, 0.0)
+
+    async def _delete_missing(self, suspects: Suspects, until: float) -> None:
+        """Delete what two successive looks at Docker's lists miss. Go on `until` (loop time) and while lists shrink."""
         alive, view = await self._with_processes(suspects), await self._ask()
-        await asyncio.sleep(GRACE_S)
-        alive |= await self._with_processes(suspects)
-        later = await self._ask() if view else None
-        if view is None or later is None:
-            await self._delete_dead(suspects, alive)
-            return
-        view |= later
-        await self._delete_dead(suspects, alive | view.endpoints)
-        await self._delete_rest(suspects, view)
+        while True:
+            await asyncio.sleep(GRACE_S)
+            alive_now = await self._with_processes(suspects)
+            later = await self._ask() if view else None
+            if view is None or later is None:
+                await self._delete_dead(suspects, alive | alive_now)
+                return
+            await self._delete_dead(suspects, alive | alive_now | view.endpoints | later.endpoints)
+            await self._delete_rest(suspects, view | later)
+            shrunk = alive - alive_now or view.lacks(later)
+            if not shrunk and asyncio.get_running_loop().time() >= until:
+                return
+            # Else a container of the former look would be spared for good.
+            alive, view = alive_now, later
 
     async def _ask(self) -> DockerView | None:
         """Ask Docker until it answers; None if it does not, or is not used."""
@@ -132,12 +188,19 @@ class GarbageCollector:
                 log.info("pool.orphaned", pool=pool.id)
                 for _ in range(pool.holds):
                     await allocator.release_pool(pool.id)
-        for pool_id, address in suspects.addresses | self._freed:
+        for lease in suspects.leases:
+            # Not one of the same address that was requested since.
+            if allocator.lease(lease.pool, lease.address) is lease:
+                await self._release(lease, view)
+        for pool_id, address in frozenset(self._freed):
             self._freed.discard((pool_id, address))
-            lease = allocator.lease(pool_id, address)
-            if lease and lease.owner.kind is OwnerKind.PENDING and address not in view.addresses:
-                log.info("lease.orphaned", address=str(address), name=lease.owner.name)
-                await allocator.release_address(pool_id, address)
+            if freed := allocator.lease(pool_id, address):
+                await self._release(freed, view)
+
+    async def _release(self, lease: Lease, view: DockerView) -> None:
+        if lease.owner.kind is OwnerKind.PENDING and lease.address not in view.addresses:
+            log.info("lease.orphaned", address=str(lease.address), name=lease.owner.name)
+            await self._engine.allocator.release_address(lease.pool, lease.address)
 
     async def _delete_network(self, ident: str) -> None:
         try:

@@ -356,6 +356,10 @@ class DockerView:
     subnets: frozenset[IPNetwork] = frozenset()
     addresses: frozenset[IPAddress] = frozenset()
 
+    def lacks(self, later: "DockerView") -> bool:
+        """Tell whether anything of this view is missing in a later one."""
+        return self | later != later
+
     def __or__(self, other: "DockerView") -> "DockerView":
         return DockerView(
             self.endpoints | other.endpoints,

@@ -35,22 +35,34 @@ async def nothing_to_do(sandbox: str) -> None:
     """Do nothing for a sandbox that is ready."""
 
 
+def nothing_lost() -> None:
+    """Do nothing when a request was lost."""
+
+
 def docker_app(
     engine: Engine,
     *,
     on_activate: Callable[[], None],
+    on_lost_request: Callable[[], None] = nothing_lost,
     on_ready: OnReady = nothing_to_do,
     container_of: ContainerOf = container_unknown,
     driver: str = "pynet",
 ) -> FastAPI:
     """Return the plugin's app. `driver`: the name by which Docker knows it.
 
-    `on_activate`: called when dockerd has started. It may only schedule work, since dockerd waits for the answer.
+    `on_activate`: called when dockerd has started. `on_lost_request`: called when dockerd repeats a request without its
+    body, see docs/docker.md. Both may only schedule work, since dockerd waits for the answer.
     `on_ready`: called with the sandbox when Docker asks for the state of an endpoint; engine 28 and later do so before
     the container starts. `container_of`: infers which container asks for an address of a pool.
     """
     app = FastAPI(title="netplug Docker plugin", strict_content_type=False, redirect_slashes=False)
-    guard(app, lambda failure: _render(failure, driver), engine.requests, FrontEnd.DOCKER)
+
+    def render(failure: Failure) -> Response:
+        if failure.kind == "empty":
+            on_lost_request()
+        return _render(failure, driver)
+
+    guard(app, render, engine.requests, FrontEnd.DOCKER)
     network, ipam, repeats = NetworkDriver(engine, on_ready), IpamDriver(engine, container_of), Repeats()
 
     async def activate() -> wire.Activated:
