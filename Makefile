@@ -9,7 +9,7 @@ TESTS := integration
 # Number of integration test files that run in parallel: each has hosts of its own, and mostly waits for engines.
 WORKERS := $(if $(filter integration,$(TESTS)),2,0)
 
-.PHONY: help setup check lowest fmt docs changelog test integration demo lab deb deb-lock deb-test plugin plugin-test bench clean
+.PHONY: help setup check lowest fmt docs changelog test integration demo lab deb deb-lock deb-test plugin plugin-test fuzz bench clean
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 
@@ -74,6 +74,13 @@ plugin: $(VENV) ## build Docker's managed plugin into build/plugin (as root, on 
 
 plugin-test: setup ## build the managed plugin twice, and compare (as root, on Debian)
 	@$(PYTEST) -m slow integration/test_managed_plugin.py $(ARGS)
+
+# What breaks a rule is saved among the fixtures, where the unit tests run it from then on.
+fuzz: $(VENV) ## look for packets that the name server answers wrongly, for MINUTES=10 in all
+	@failed=; for target in paths datagrams framing upstreams; do \
+	    .venv/bin/python tests/dns_fuzzer.py $$target --seconds $$(( $(or $(MINUTES),10) * 15 )) \
+	        --corpus build/fuzz/$$target --crashes tests/fixtures/dns_fuzz/$$target || failed="$$failed $$target"; \
+	done; [ -z "$$failed" ] || { echo "fuzz: broken:$$failed; see tests/fixtures/dns_fuzz" >&2; exit 1; }
 
 bench: setup ## compare with Docker's own bridge, the reference CNI plugins, and other tunnels and name servers (as root)
 	@bash packaging/setup.sh bench

@@ -23,7 +23,17 @@ MOST_OCTETS = 4096
 _AD = 0x20
 _ONE = b"\0\1\0\0"
 """ANCOUNT 1, NSCOUNT 0."""
-_ADDRESSES = frozenset({wire.A, wire.AAAA})
+_ADDRESSES = {wire.A: 4, wire.AAAA: 16}
+"""Octets of RDATA, by type."""
+_NAMES = {
+    wire.NS: (0, 1, 0),
+    wire.CNAME: (0, 1, 0),
+    wire.PTR: (0, 1, 0),
+    wire.SOA: (0, 2, 20),
+    wire.MX: (2, 1, 0),
+    wire.SRV: (6, 1, 0),
+}
+"""RDATA with names, by type: the octets before them, how many they are, and the octets after them."""
 _RECORD = struct.Struct("!HHIH")
 """TYPE, CLASS, TTL, RDLENGTH."""
 
@@ -126,10 +136,27 @@ def _of_one(message: bytes, start: int, now: float) -> Answer | None:
         return None
     kind, _, ttl, length = _RECORD.unpack_from(message, start + 2)
     end = start + 12 + length
-    if kind not in _ADDRESSES or len(message) < end:
+    if _ADDRESSES.get(kind) != length or len(message) < end:
         return None
     ttl_s = ttl if ttl < LONGEST_S else LONGEST_S if ttl < 1 << 31 else 0
     return Answer(wire.NOERROR, _ONE, message[start:end], (6,), ttl_s, now)
+
+
+def _check_data(message: bytes, kind: int, at: int, end: int) -> None:
+    """Check the RDATA of types that any client reads, from an offset to another.
+
+    Raises:
+        ValueError: it is malformed.
+    """
+    if (names := _NAMES.get(kind)) is not None:
+        before, number, after = names
+        at += before
+        for _ in range(number):
+            at = wire.follow_name(message, at)
+        if at + after != end:
+            raise ValueError("RDATA has more or fewer octets than its name")
+    elif (size := _ADDRESSES.get(kind)) is not None and end - at != size:
+        raise ValueError(f"an address of {end - at} octets")
 
 
 def read(message: bytes, name: bytes, now: float, *, dnssec: bool = False) -> Answer:
@@ -145,7 +172,7 @@ def read(message: bytes, name: bytes, now: float, *, dnssec: bool = False) -> An
     ttls: list[int] = []
     ttl_s, negative_s, has_ns, aliases = LONGEST_S, 0, False, 0
     for number in range(answers + authorities):
-        at = at + 2 if message.startswith(wire.TO_QUESTION, at) else wire.skip_name(message, at)
+        at = at + 2 if message.startswith(wire.TO_QUESTION, at) else wire.follow_name(message, at)
         if at + 10 > len(message):
             raise ValueError("a record is incomplete")
         kind, _, ttl, length = _RECORD.unpack_from(message, at)
@@ -154,6 +181,7 @@ def read(message: bytes, name: bytes, now: float, *, dnssec: bool = False) -> An
         at += 10 + length
         if at > len(message):
             raise ValueError("RDATA extends past the end of the message")
+        _check_data(message, kind, at - length, at)
         if number < answers:
             ttl_s = min(ttl_s, ttl)
             aliases += kind == wire.CNAME

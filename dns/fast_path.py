@@ -86,7 +86,7 @@ def _external(view: View, data: bytes, name: bytes, kind: bytes, clock: Callable
     at, end = name[0] + 1, len(name) - 1
     if at >= end or name[end] or name[1] == _UNDERSCORE or name in view.removed:
         return None
-    while at < end and name[at] < 64:
+    while at < end and 0 < name[at] < 64:  # an octet 0 ends the name: anything may follow it
         at += name[at] + 1
     return Question(data, name, kind, len(data)) if at == end else None
 

@@ -313,8 +313,10 @@ class Listener:
                 send(found)
             else:
                 self._drop(tally)
+                reply(b"")
         except Exception as exc:  # noqa: BLE001 - as above
             self._fault(exc, tally)
+            reply(b"")
 
     def _fault(self, exc: Exception, tally: Tally) -> None:
         self.counts.faults += 1

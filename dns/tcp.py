@@ -25,7 +25,10 @@ _EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 
 Reply = Callable[[bytes], None]
 Take = Callable[[str, bytes, Reply], None]
-"""Called with the client's address, a message, and a function for the answer, to be called at most once."""
+"""Called with the client's address, a message, and a function for the answer, to be called at most once.
+
+An empty answer says that there will be none.
+"""
 
 
 class Connections:
@@ -194,7 +197,8 @@ class _Connection:
         if len(self._out) > _MAX_UNREAD:
             self.close()
             return
-        self._out += len(message).to_bytes(2) + message
+        if message:
+            self._out += len(message).to_bytes(2) + message
         self._write()
 
     def _write(self) -> None:

@@ -13,7 +13,7 @@ from typing import TypeAlias
 IPAddress: TypeAlias = IPv4Address | IPv6Address
 IPNetwork: TypeAlias = IPv4Network | IPv6Network
 
-A, NS, CNAME, SOA, PTR, AAAA, SRV, OPT = 1, 2, 5, 6, 12, 28, 33, 41
+A, NS, CNAME, SOA, PTR, MX, AAAA, SRV, OPT = 1, 2, 5, 6, 12, 15, 28, 33, 41
 TKEY, TSIG, IXFR, AXFR, MAILB, MAILA, ANY = 249, 250, 251, 252, 253, 254, 255
 IN = 1
 NOERROR, FORMERR, SERVFAIL, NXDOMAIN, NOTIMP, REFUSED, BADVERS = 0, 1, 2, 3, 4, 5, 16
@@ -167,6 +167,31 @@ def skip_name(data: bytes, at: int) -> int:
         if size > LONGEST_LABEL:
             break
         at += size + 1
+    raise ValueError("a malformed name")
+
+
+def follow_name(data: bytes, at: int) -> int:
+    """Return the offset after a name, compressed or not, as `skip_name`, if all that its pointers lead to is a name.
+
+    A pointer leads to what precedes it (RFC 1035 §4.1.4), and not into the header, which is another in each message.
+
+    Raises:
+        ValueError: the name extends past the end, is too long, or has an unknown label type or such a pointer.
+    """
+    end, size = 0, 1
+    while at < len(data):
+        label = data[at]
+        if label == 0:
+            return end or at + 1
+        if label >= 0xC0:
+            if at + 2 > len(data) or not HEADER <= (target := (label & 0x3F) << 8 | data[at + 1]) < at:
+                break
+            end, at = end or at + 2, target
+            continue
+        size += label + 1
+        if label > LONGEST_LABEL or size > LONGEST_NAME:
+            break
+        at += label + 1
     raise ValueError("a malformed name")
 
 
