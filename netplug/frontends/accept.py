@@ -16,11 +16,13 @@ log = structlog.get_logger(__name__)
 RETRY_S = 0.2
 
 
-async def accept(sock: socket.socket, take: Callable[[socket.socket], Awaitable[None]]) -> None:
+async def accept(
+    sock: socket.socket, take: Callable[[socket.socket], Awaitable[None]], make_room: Callable[[], object] = bool
+) -> None:
     """Accept connections until cancelled. Each is non-blocking, and belongs to the function that takes it.
 
     None is lost by a cancellation, as `loop.sock_accept` may lose one: it is taken, or it stays in the queue of the
-    socket, where the next daemon finds it.
+    socket, where the next daemon finds it. `make_room`: closes one that waits, if no file descriptor is left.
     """
     waiting = False
     while True:
@@ -33,6 +35,7 @@ async def accept(sock: socket.socket, take: Callable[[socket.socket], Awaitable[
             if not waiting:
                 log.warning("connections.waiting", error=exc.strerror)
             waiting = True
+            make_room()
             await asyncio.sleep(RETRY_S)
             continue
         waiting = False

@@ -4,7 +4,9 @@ A request runs to its end even if its connection is closed: half a `CreateEndpoi
 for. It is plain ASGI, since Starlette's `BaseHTTPMiddleware` takes longer than a whole request here.
 """
 
+import asyncio
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,11 +31,19 @@ MAX_BODY = 8 << 20
 """Bytes. Docker's largest request, of a container that publishes all ports that there are, is a little smaller."""
 
 
+LARGE = 128 << 10
+"""Bytes from which on a body is large."""
+LARGE_AT_A_TIME = 4
+"""Else many clients with large bodies, all but whole, would take all memory."""
+_VERSIONS = frozenset({"1.0", "1.1"})
+
+
 @dataclass(frozen=True, slots=True)
 class Failure:
     """A request that failed, in one line.
 
-    `kind`: as of `NetplugError`, or "empty" (no body), "unknown" (no such path or method), "too_large" (the body).
+    `kind`: as of `NetplugError`, or "empty" (no body), "unknown" (no such path or method), "too_large" (the body),
+    "malformed" (no request of HTTP), "slow" (its end does not come).
     """
 
     kind: str
@@ -63,9 +73,20 @@ def guard(app: FastAPI, render: Render, requests: Requests, asker: str) -> None:
     async def refused(request: Request, exc: Exception) -> Response:
         return failed(_refused(request, exc.status_code if isinstance(exc, HTTPException) else 0))
 
+    app.state.render = _written(render)
     app.add_exception_handler(RequestValidationError, ill_formed)
     app.add_exception_handler(HTTPException, refused)
     app.add_middleware(_Guard, render=failed, requests=requests, asker=asker)
+
+
+def _written(render: Render) -> Callable[[Failure], tuple[bytes, str]]:
+    """Return what renders a failure for a connection whose request does not reach the app."""
+
+    def written(failure: Failure) -> tuple[bytes, str]:
+        response = render(failure)
+        return bytes(response.body), response.headers["content-type"]
+
+    return written
 
 
 class _Guard:
@@ -74,6 +95,7 @@ class _Guard:
         self._render = render
         self._requests = requests
         self._asker = asker
+        self._large = asyncio.Semaphore(LARGE_AT_A_TIME)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -83,8 +105,8 @@ class _Guard:
             await uncancellable(self._answer(asked, scope, receive, send))
 
     async def _answer(self, asked: Asked, scope: Scope, receive: Receive, send: Send) -> None:
-        if _length(scope) > MAX_BODY:
-            response = self._render(_TOO_LARGE)
+        if failure := _unreadable(scope):
+            response = self._render(failure)
             self._count(asked, scope)
             response.headers["connection"] = "close"  # else the server would read it all
             await response(scope, receive, send)
@@ -99,7 +121,8 @@ class _Guard:
             await send(message)
 
         try:
-            await self._app(scope, _limited(receive), noting)
+            async with AsyncExitStack() as held:
+                await self._app(scope, _limited(receive, held, self._large), noting)
         except Exception as exc:  # noqa: BLE001 - a front end answers here
             failure = failure_of(exc, asked.id)
             if not started:
@@ -141,6 +164,16 @@ def _label(scope: Scope) -> str:
     return _verb(scope["method"], path) if path else "unknown"
 
 
+def _unreadable(scope: Scope) -> Failure | None:
+    """Return why a request is not read."""
+    names = {name for name, _ in scope["headers"]}
+    if {b"content-length", b"transfer-encoding"} <= names:
+        return Failure("malformed", "the request has both Content-Length and Transfer-Encoding: where does it end?")
+    if scope["http_version"] not in _VERSIONS:
+        return Failure("malformed", f"HTTP/{scope['http_version']} is not spoken here, HTTP/1.1 is")
+    return _TOO_LARGE if _length(scope) > MAX_BODY else None
+
+
 def _length(scope: Scope) -> int:
     for name, value in scope["headers"]:
         if name == b"content-length":
@@ -148,16 +181,19 @@ def _length(scope: Scope) -> int:
     return 0
 
 
-def _limited(receive: Receive) -> Receive:
-    """Limit a body that comes in chunks, without a length."""
-    size = 0
+def _limited(receive: Receive, held: AsyncExitStack, large: asyncio.Semaphore) -> Receive:
+    """Limit a body that comes in chunks, without a length. Large ones wait for each other until `held` ends."""
+    size, waited = 0, False
 
     async def counting() -> Message:
-        nonlocal size
+        nonlocal size, waited
         message = await receive()
         size += len(message.get("body", b""))
         if size > MAX_BODY:
             raise HTTPException(413)
+        if size > LARGE and not waited:
+            waited = True
+            await held.enter_async_context(large)
         return message
 
     return counting

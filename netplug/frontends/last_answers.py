@@ -7,14 +7,16 @@ read one yet, which the client takes for a failure of its request.
 import asyncio
 from typing import Any
 
-from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
+from uvicorn.protocols.http.h11_impl import RequestResponseCycle
+
+from netplug.frontends.patient import PatientProtocol
 
 PATIENCE_S = 1.0
 """How long the server waits at its stop for the request of a connection. Clients send it at once."""
 
 
-class AnsweringProtocol(H11Protocol):
-    """uvicorn's protocol, but for its stop."""
+class AnsweringProtocol(PatientProtocol):
+    """The protocol of Unix sockets."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)

@@ -6,13 +6,13 @@ that is just being closed, and a stop answers all connections that it has accept
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from functools import partial
 
 from starlette.types import ASGIApp
 
 from netplug.frontends.accept import accept
+from netplug.frontends.connections import Connections
 from netplug.frontends.lean_uvicorn import uvicorn
 from netplug.tasks.uncancellable import uncancellable
 
@@ -35,11 +35,12 @@ async def serving_all(
     *apps: tuple[ASGIApp, socket.socket],
     protocol: type[asyncio.Protocol] | None = None,
     one_request: bool = False,
+    most: int = 0,
 ) -> AsyncIterator[None]:
     """Serve each app on its listening socket during the block. Then finish requests that have begun, and close.
 
     `protocol`: of HTTP; by default one that answers who has just connected before it closes. `one_request`: each
-    connection serves one request.
+    connection serves one request. `most`: connections of a socket at a time.
 
     The files of the sockets are the caller's. This is uvicorn without its signal handlers, without its ten ticks a
     second, which serve the Date header and the counting of requests only, and without its way to accept.
@@ -51,7 +52,9 @@ async def serving_all(
             await server.startup(sockets=[])
             server.server_state.default_headers = _ONE_REQUEST if one_request else []
             sock.setblocking(False)
-            accepting.append(asyncio.ensure_future(accept(sock, partial(_take, server))))
+            connections = Connections(most)
+            take = _taking(server, connections)
+            accepting.append(asyncio.ensure_future(accept(sock, take, connections.make_room)))
         yield
     finally:
         for task in accepting:
@@ -59,14 +62,21 @@ async def serving_all(
         await uncancellable(_stop([(server, sock) for server, sock in servers if server.started], accepting))
 
 
-async def _take(server: uvicorn.Server, connection: socket.socket) -> None:
+def _taking(server: uvicorn.Server, connections: Connections) -> Callable[[socket.socket], Awaitable[None]]:
+    """Return what serves a connection."""
+    from netplug.frontends.patient import plain  # noqa: PLC0415 - after the lean import of uvicorn
+
     config, loop = server.config, asyncio.get_running_loop()
+    render = getattr(getattr(config.app, "state", None), "render", plain)
 
     def protocol() -> asyncio.Protocol:
         state = {"server_state": server.server_state, "app_state": server.lifespan.state}
-        return config.http_protocol_class(config=config, **state)  # type: ignore[call-arg]
+        return config.http_protocol_class(config=config, connections=connections, render=render, **state)  # type: ignore[call-arg]
 
-    await loop.connect_accepted_socket(protocol, connection)
+    async def take(connection: socket.socket) -> None:
+        await loop.connect_accepted_socket(protocol, connection)
+
+    return take
 
 
 def _server(app: ASGIApp, protocol: type[asyncio.Protocol] | None) -> uvicorn.Server:

@@ -4,23 +4,24 @@ A Unix socket of the daemon has readers of its own; a port has strangers. They m
 read, no longer, and what they write wrongly is no line of the log.
 """
 
-import asyncio
 import errno
-import logging
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from ipaddress import IPv4Address, IPv6Address
 from typing import Any
 
+import structlog
 from starlette.types import ASGIApp
-from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
 
 from netplug.errors import NetplugError
+from netplug.frontends.patient import PatientProtocol
 from netplug.frontends.serving import serving_all
 
+log = structlog.get_logger(__name__)
+
 CONNECTIONS = 96
-"""At a time: a browser opens six."""
+"""At a time: a browser opens six. A further one takes the place of one that asks for nothing."""
 PATIENCE_S = 10.0
 """How long a connection may lack a whole request, or not read an answer."""
 
@@ -29,46 +30,34 @@ _HINTS = {
     errno.EADDRNOTAVAIL: "ip address shows those of this host",
 }
 
-_quiet = logging.getLogger("netplug.tcp.protocol")
-_quiet.setLevel(logging.CRITICAL)
 
-
-class PatientProtocol(H11Protocol):
-    """HTTP/1.1 with a limit on connections and a deadline for each request and each reader."""
+class TcpProtocol(PatientProtocol):
+    """HTTP/1.1 for strangers: a connection asks, reads and asks again soon, or is closed."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.logger = _quiet
-        self._check: asyncio.TimerHandle | None = None
-        self._seen: object = self  # the request that was over, or not read, at the last look; itself: none
+        self.timeout_keep_alive = PATIENCE_S  # type: ignore[assignment]
 
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
-        if len(self.connections) > CONNECTIONS:
-            transport.abort()
+    @property
+    def request_s(self) -> float:
+        return PATIENCE_S
+
+    @property
+    def read_s(self) -> float:
+        return PATIENCE_S
+
+    def _asks(self) -> bool:
+        """Return whether a request is due: on a new connection too."""
+        return not self.served or super()._asks()
+
+    def _too_slow(self) -> None:
+        if self.served or self.conn.trailing_data[0]:
+            super()._too_slow()
         else:
-            self._again()
+            self.transport.close()
 
-    def connection_lost(self, exc: Exception | None) -> None:
-        if self._check:
-            self._check.cancel()
-        super().connection_lost(exc)
-
-    def _again(self) -> None:
-        self._check = self.loop.call_later(PATIENCE_S / 2, self._look)
-
-    def _look(self) -> None:
-        """Close a connection that was in the same state at the last look."""
-        cycle: RequestResponseCycle | None = self.cycle
-        waiting = cycle is None or cycle.response_complete or self.flow.write_paused
-        if waiting and self._seen is cycle:
-            if self.transport.get_write_buffer_size():
-                self.transport.abort()
-            else:
-                self.transport.close()
-            return
-        self._seen = cycle if waiting else self
-        self._again()
+    def _note(self, event: str, **words: object) -> None:
+        log.debug(event, **words, peer=self.peer)
 
 
 @asynccontextmanager
@@ -79,7 +68,7 @@ async def serving_tcp(app: ASGIApp, address: IPv4Address | IPv6Address, port: in
         NetplugError: the port is in use, or the address is not of this host.
     """
     with _listening(address, port) as sock:
-        async with serving_all((app, sock), protocol=PatientProtocol):
+        async with serving_all((app, sock), protocol=TcpProtocol, most=CONNECTIONS):
             yield
 
 

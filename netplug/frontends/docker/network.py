@@ -25,7 +25,7 @@ from netplug.frontends.http import Failure, guard
 
 _NAMED = re.compile(r"(-d|--ipam-driver|IPAM by) pynet\b")
 """Where a message names the driver."""
-_STATUS = {"empty": 400, "unknown": 404, "too_large": 413}
+_STATUS = {"empty": 400, "unknown": 404, "malformed": 400, "slow": 408, "too_large": 413}
 
 
 OnReady = Callable[[str], Awaitable[None]]

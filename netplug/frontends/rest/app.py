@@ -336,11 +336,14 @@ def _failed(kind: str, message: str, hint: str = "") -> JSONResponse:
     return _refusal(kind, message, hint)
 
 
+_INVALID = ("empty", "malformed", "slow", "too_large")
+_KINDS = {"unknown": "not_found", **dict.fromkeys(_INVALID, "invalid")}
+
+
 def _render(failure: Failure) -> Response:
-    kind = {"empty": "invalid", "unknown": "not_found", "too_large": "invalid"}.get(failure.kind, failure.kind)
+    kind = _KINDS.get(failure.kind, failure.kind)
     response = _refusal(kind, failure.text)
-    if failure.kind == "too_large":
-        response.status_code = 413
+    response.status_code = {"slow": 408, "too_large": 413}.get(failure.kind, response.status_code)
     return response
 
 
