@@ -4,6 +4,7 @@ Everything goes to stderr, one event per line. Tracebacks are plain text without
 environment variables and labels, which must not be logged.
 """
 
+import contextlib
 import logging
 import sys
 from collections.abc import Sequence
@@ -77,6 +78,14 @@ class _Logger(structlog.WriteLogger):
     def __init__(self, stream: TextIO, name: str) -> None:
         super().__init__(stream)
         self.name = name
+
+    def msg(self, message: str) -> None:
+        """Write a line. One that cannot be written, as to a full disk, is lost; what it tells of goes on."""
+        with contextlib.suppress(OSError):
+            super().msg(message)
+
+    log = debug = info = warn = warning = msg
+    fatal = failure = err = error = critical = exception = msg
 
 
 class _Factory:

@@ -53,7 +53,7 @@ async def test_each_part_is_made_once(tmp_path: Path) -> None:
         names = ("reconciler", "cni", "name_server", "sandbox_resolvers", "docker", "api", "plugin", "background")
         first = [getattr(parts, name) for name in names]
         assert all(getattr(parts, name) is part for name, part in zip(names, first, strict=True))
-        assert parts.background.keys() == {"reconciler", "dns", "dns.host", "dns.sandboxes", "dhcp", "docker"}
+        assert parts.background.keys() == {"reconciler", "dns", "dns.host", "dns.sandboxes", "dhcp", "store", "docker"}
 
 
 @pytest.mark.parametrize("text", ["true", "false", ""])
@@ -70,7 +70,7 @@ async def test_without_docker_nothing_follows_it(tmp_path: Path) -> None:
     async with AsyncExitStack() as stack:
         parts = await composed(tmp_path, stack, docker=False)
         assert parts.docker is None
-        assert parts.background.keys() == {"reconciler", "dns", "dns.host", "dns.sandboxes", "dhcp"}
+        assert parts.background.keys() == {"reconciler", "dns", "dns.host", "dns.sandboxes", "dhcp", "store"}
 
 
 @pytest.mark.parametrize("command", ["STATUS", "GC"])

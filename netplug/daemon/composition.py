@@ -9,7 +9,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import structlog
@@ -20,6 +20,7 @@ from netplug.config import Settings
 from netplug.daemon.address_spaces import site_prefix, spaces
 from netplug.daemon.drivers import load_drivers
 from netplug.daemon.installed import installed
+from netplug.daemon.store_trouble import tell_of_store
 from netplug.drivers.registry import Drivers
 from netplug.engine import Engine
 from netplug.ipam.allocator import Allocator
@@ -30,6 +31,7 @@ from netplug.kernel.host.kept_sockets import Keeper
 from netplug.reconcile import Reconciler
 from netplug.store.access import EtcdAccess
 from netplug.store.leases import StoredLeases
+from netplug.store.reserve import Reserve
 from netplug.store.sqlite import SqliteStore
 from netplug.tasks.apart import apart
 from netplug.tasks.latency import Latencies
@@ -82,7 +84,7 @@ async def open_host(
     settings: Settings, resources: AsyncExitStack, *, kernel: OpenKernel | None = None, machine: Machine | None = None
 ) -> Host:
     """Open this host's records and its kernel. The caller holds the locks."""
-    store = await SqliteStore.open(settings.database)
+    store = await SqliteStore.open(settings.database, Reserve(settings.database))
     resources.push_async_callback(store.close)
     opened = await (kernel or linux_kernel)()
     resources.push_async_callback(opened.close)
@@ -279,6 +281,7 @@ class Composition:
             "dns.host": self.engine.host_names.run,
             "dns.sandboxes": self.sandbox_resolvers.run,
             "dhcp": self.cni.leases.run,
+            "store": partial(tell_of_store, self.engine, self.host.store),
             **({"docker": self.docker.run} if self.docker else {}),
             **({"cluster": self.cluster.run} if self.cluster else {}),
             **self.insight.background,

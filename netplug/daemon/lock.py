@@ -51,7 +51,8 @@ class FileLock:
     def release(self) -> None:
         """Release the lock; a second call has no effect."""
         if self._fd >= 0:
-            os.ftruncate(self._fd, 0)
+            with contextlib.suppress(OSError):  # a read-only disk
+                os.ftruncate(self._fd, 0)
             os.close(self._fd)
             self._fd = -1
 
@@ -80,13 +81,14 @@ def lock_file(path: Path, what: str = "", *, hint: str = "stop it, or choose ano
     """
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+        fd = _opened(path)
     except OSError as exc:
         raise _refused(f"lock file {path} cannot be opened", exc) from exc
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        os.ftruncate(fd, 0)
-        os.pwrite(fd, _own_name().encode(errors="replace"), 0)
+        with contextlib.suppress(OSError):  # a full or read-only disk; the text is for messages only
+            os.ftruncate(fd, 0)
+            os.pwrite(fd, _own_name().encode(errors="replace"), 0)
     except BlockingIOError as exc:
         holder = without_passwords(os.pread(fd, 400, 0).decode(errors="replace").strip())
         os.close(fd)
@@ -95,8 +97,18 @@ def lock_file(path: Path, what: str = "", *, hint: str = "stop it, or choose ano
         ) from exc
     except OSError as exc:
         os.close(fd)
-        raise _refused(f"lock file {path} cannot be written", exc) from exc
+        raise _refused(f"lock file {path} cannot be locked", exc) from exc
     return FileLock(path, fd)
+
+
+def _opened(path: Path) -> int:
+    """Open a lock file; on a read-only file system one that is there."""
+    try:
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+    except OSError as exc:
+        if exc.errno != errno.EROFS:
+            raise
+        return os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
 
 
 @contextlib.contextmanager

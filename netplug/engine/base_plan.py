@@ -89,8 +89,9 @@ class BasePlan:
 
     async def keep_away(self, store: Sequence[tuple[IPAddress, int]]) -> None:
         """Note which addresses and ports containers must not reach. Work without a daemon reads the note too."""
-        value: JsonObject = {"endpoints": [[str(address), port] for address, port in store]}
-        await self._store.txn((), [Put(STORE, value) if store else Delete(STORE)])
+        if tuple(store) != await self.stored():  # each start comes here, also on a disk that cannot be written
+            value: JsonObject = {"endpoints": [[str(address), port] for address, port in store]}
+            await self._store.txn((), [Put(STORE, value) if store else Delete(STORE)])
         self.store = tuple(store)
 
     async def stored(self) -> tuple[tuple[IPAddress, int], ...]:

@@ -9,27 +9,26 @@ version empties and never fills them. The tables stay, so that an older version 
 
 import contextlib
 import json
-import os
 import sqlite3
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TypeAlias, cast
+from typing import cast
 
 import structlog
 
 from netplug.drivers.codec import JsonObject
 
-from . import schema_table
+from . import opening, schema_table
 from .api import Compare, Record, StoreError
 from .encoding import prefix_end
-from .schema import FIRST, Schema
+from .opening import BUSY_TIMEOUT_S, Location
+from .reserve import BYTES, Reserve
+from .schema import FIRST, VERSION, Schema
 
 log = structlog.get_logger(__name__)
 
-Location: TypeAlias = Path | Literal[":memory:"]
-
-_BUSY_TIMEOUT_S = 5  # longer than an operator's `sqlite3 FILE` query or a backup holds the lock
+_INTENTS = b"journal/"  # keys of what is also written first by whoever deletes
 _FORMAT = 1
 _SCHEMA = """
 CREATE TABLE state (
@@ -53,14 +52,17 @@ CREATE TABLE event (
 ) STRICT, WITHOUT ROWID;
 PRAGMA user_version = 1;
 """
+_FULL = "cannot grow: the disk is full; free some space"
+_LAST = f"cannot grow: the disk is full but for {BYTES >> 20} MB, which are kept for what is deleted; free some space"
 _CAUSES = (
     ("SQLITE_NOTADB", "is not a database; move it away, or choose another state directory"),
     ("SQLITE_CORRUPT", "is damaged; restore it from a backup, or move it away and create the networks anew"),
-    ("SQLITE_FULL", "cannot grow: the disk is full; free some space"),
+    ("SQLITE_FULL", _FULL),
+    ("SQLITE_IOERR_SHMSIZE", _FULL),
     ("SQLITE_READONLY", "cannot be written: no permission, or a read-only file system"),
     ("SQLITE_PERM", "cannot be opened: no permission"),
     ("SQLITE_CANTOPEN", "cannot be opened: check that it is a file in a directory that can be written"),
-    ("SQLITE_BUSY", f"is in use by another process for more than {_BUSY_TIMEOUT_S} s"),
+    ("SQLITE_BUSY", f"is in use by another process for more than {BUSY_TIMEOUT_S} s"),
     ("SQLITE_LOCKED", "is in use by another process"),
     ("SQLITE_IOERR", "cannot be read or written: the disk reports an error"),
 )
@@ -75,23 +77,83 @@ class Write:
 
 
 class Database:
-    """The open file."""
+    """The open file.
 
-    def __init__(self, path: Location) -> None:
+    `reserve`: room for what is deleted while the disk is full. While it is not kept, nothing new is written.
+
+    A file that can only be read, as on a read-only file system, is read. Each transaction tries to open it again.
+    """
+
+    def __init__(self, path: Location, reserve: Reserve | None = None) -> None:
         self._path = path
+        self._reserve = reserve
         self._opened = False
+        self._unwritable = ""
 
     def open(self) -> None:
         """Open the file; create it if it is missing."""
+        try:
+            self._open()
+        except (sqlite3.Error, OSError) as exc:
+            if opening.is_full(exc) and self._reserve and self._reserve.give():
+                self._open()
+            else:
+                self._open_to_read(exc)
+        self._opened = True
+
+    def _open(self) -> None:
         if isinstance(self._path, Path):
-            _create(self._path)
-        self._db = sqlite3.connect(self._path, timeout=_BUSY_TIMEOUT_S, isolation_level=None)
+            opening.create(self._path)
+        self._db = opening.to_write(self._path)
         try:
             self._prepare()
         except BaseException:
             self._db.close()
             raise
-        self._opened = True
+        if self._reserve:
+            self._reserve.keep()
+
+    def _open_to_read(self, exc: sqlite3.Error | OSError) -> None:
+        """Open a file that cannot be written; raise the error again if it cannot be read as it is either."""
+        if not isinstance(self._path, Path) or not opening.is_unwritable(exc):
+            raise exc
+        try:
+            db = opening.to_read(self._path)
+        except sqlite3.Error:
+            raise exc from None
+        found = schema_table.stored(db)
+        if found is None or found.refusal or found.version != VERSION:  # it has to be migrated
+            db.close()
+            raise exc
+        self._db, self._unwritable = db, _cause(exc)
+
+    @property
+    def trouble(self) -> str:
+        """Return why nothing new can be written, and what to do; empty if it can."""
+        full = self._reserve is not None and not self._reserve.kept
+        return f"store {self._path} {self._unwritable or _LAST}" if self._unwritable or full else ""
+
+    def recover(self) -> None:
+        """Look whether what was in the way is over. It raises nothing that is still so."""
+        with contextlib.suppress(sqlite3.Error, OSError, StoreError):
+            if self._unwritable:
+                self._open_again()
+            if self._reserve:
+                self._reserve.keep()
+
+    def _open_again(self) -> None:
+        """Open a file to write that could only be read.
+
+        Raises:
+            StoreError: it still cannot be written.
+        """
+        # In this order: who closes a file loses all locks that its process has on it (fcntl(2)).
+        self._db.close()
+        self._unwritable = ""
+        self.open()
+        if self._unwritable:
+            raise StoreError(f"store {self._path} {self._unwritable}")
+        log.info("store.writable", path=str(self._path))
 
     def close(self) -> None:
         """Close the file if it is open; SQLite merges the write-ahead log into it."""
@@ -103,15 +165,8 @@ class Database:
         """Turn errors of SQLite and of the file system into a `StoreError` in plain words."""
         try:
             yield
-        except OSError as exc:
-            reason = (exc.strerror or str(exc)).lower()
-            if isinstance(exc, FileExistsError):  # of mkdir
-                reason = f"{exc.filename} is not a directory"
-            raise StoreError(f"store {self._path} cannot be opened: {reason}") from exc
-        except sqlite3.Error as exc:
-            name = getattr(exc, "sqlite_errorname", "")
-            cause = next((words for prefix, words in _CAUSES if name.startswith(prefix)), f"fails: {exc}")
-            raise StoreError(f"store {self._path} {cause}") from exc
+        except (OSError, sqlite3.Error) as exc:
+            raise StoreError(f"store {self._path} {_cause(exc)}") from exc
 
     def check(self) -> None:
         """Look whether the file is damaged.
@@ -137,7 +192,32 @@ class Database:
         return [_record(*row) for row in rows], self._revision()
 
     def txn(self, compares: Sequence[tuple[bytes, Compare]], writes: Sequence[Write], *, durable: bool) -> int | None:
-        """Compare, then write; return None when a comparison fails."""
+        """Compare, then write; return None when a comparison fails.
+
+        On a full disk the reserve is given for what adds no records.
+        """
+        if self._unwritable:
+            self._open_again()
+        if self._reserve and not self._reserve.kept and self._grows(writes) and not self._reserve.keep():
+            raise StoreError(f"store {self._path} {_LAST}")
+        try:
+            return self._txn(compares, writes, durable=durable)
+        except sqlite3.Error as exc:
+            if not opening.is_full(exc) or not self._reserve or self._grows(writes) or not self._reserve.give():
+                raise
+        log.error("store.full", path=str(self._path), hint="free some space: nothing new can be stored until then")
+        # What the log has moves into the file, and the log begins anew, in the room that it has.
+        self._db.execute("PRAGMA wal_checkpoint(RESTART)")
+        return self._txn(compares, writes, durable=durable)
+
+    def _grows(self, writes: Sequence[Write]) -> bool:
+        """Tell whether there are records to write that do not exist."""
+        return any(
+            write.text is not None and not write.key.startswith(_INTENTS) and self.get(write.key) is None
+            for write in writes
+        )
+
+    def _txn(self, compares: Sequence[tuple[bytes, Compare]], writes: Sequence[Write], *, durable: bool) -> int | None:
         with self._transaction(durable=durable):
             for key, wanted in compares:
                 row = self._db.execute("SELECT revision FROM record WHERE key = ?", (key,)).fetchone()
@@ -167,6 +247,8 @@ class Database:
                     db.execute(statement)
         self._drop_history()
         self._migrate(found)
+        with self._transaction():  # a file that can only be read is opened all the same
+            pass
 
     def _migrate(self, found: Schema | None) -> None:
         """Make all records those of this schema, in one transaction."""
@@ -232,14 +314,15 @@ class Database:
         )
 
 
-def _create(path: Path) -> None:
-    """Create the file with mode 0600 before SQLite would with 0644; SQLite's log files take over its mode."""
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    try:
-        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
-    except FileExistsError:
-        if path.is_file():
-            path.chmod(0o600)
+def _cause(error: sqlite3.Error | OSError) -> str:
+    """Return what is wrong, and what to do, for the end of a sentence."""
+    if isinstance(error, FileExistsError):  # of mkdir
+        return f"cannot be opened: {error.filename} is not a directory"
+    if isinstance(error, OSError):
+        reason = (error.strerror or str(error)).lower()
+        return f"cannot be {'written' if opening.is_unwritable(error) else 'opened'}: {reason}"
+    name = getattr(error, "sqlite_errorname", "")
+    return next((words for prefix, words in _CAUSES if name.startswith(prefix)), f"fails: {error}")
 
 
 def _record(key: bytes, value: str, revision: int) -> Record:

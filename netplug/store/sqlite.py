@@ -15,8 +15,10 @@ from typing import Any, TypeVar
 from netplug.tasks.latency import Latencies
 
 from .api import Compare, Delete, Put, Record, StoreError
-from .database import Database, Location, Write
+from .database import Database, Write
 from .encoding import check_keys, json_text, key_bytes, prefix_bytes
+from .opening import Location
+from .reserve import Reserve
 
 _T = TypeVar("_T")
 
@@ -38,15 +40,15 @@ class SqliteStore:
         self._closed = False
 
     @classmethod
-    async def open(cls, path: Location) -> "SqliteStore":
+    async def open(cls, path: Location, reserve: Reserve | None = None) -> "SqliteStore":
         """Open the store in file `path` (":memory:": in no file).
 
-        A missing file or directory is created, readable by its owner only.
+        A missing file or directory is created, readable by its owner only. `reserve`: for a full disk.
 
         Raises:
             StoreError: the file cannot be opened, or its format is unknown to this version.
         """
-        store = cls(Database(path))
+        store = cls(Database(path, reserve))
         store._thread.start()
         try:
             await store._call(store._database.open)
@@ -82,6 +84,19 @@ class SqliteStore:
         check_keys(ops)
         with self.times.timed("durable txn" if durable else "txn"):
             return await self._call(functools.partial(self._database.txn, pairs, writes, durable=durable))
+
+    async def trouble(self) -> str:
+        """Look whether nothing new can be written, and return why, and what to do; empty if it can.
+
+        What was in the way and is over is forgotten.
+        """
+
+        def look() -> str:
+            if self._database.trouble:
+                self._database.recover()
+            return self._database.trouble
+
+        return await self._call(look)
 
     async def close(self) -> None:
         """Finish the pending jobs and close the file. A second call does nothing."""

@@ -1,6 +1,7 @@
 """The embedded store keeps the promises of all stores, and says in plain words when a disk does not let it."""
 
 import asyncio
+import errno
 import os
 import sqlite3
 import stat
@@ -15,8 +16,10 @@ pytest.register_assert_rewrite("store_suite")
 
 from store_suite import Reopen, StoreSuite, keys, put  # noqa: E402
 
+from netplug.store import opening  # noqa: E402
 from netplug.store.api import Compare, Delete, Put, Record, Store, StoreError  # noqa: E402
 from netplug.store.database import Database, Write  # noqa: E402
+from netplug.store.reserve import Reserve  # noqa: E402
 from netplug.store.sqlite import SqliteStore  # noqa: E402
 
 
@@ -306,3 +309,105 @@ def test_only_durable_transactions_are_synced(tmp_path: Path) -> None:
     pragmas = [text for text in seen if "synchronous" in text or text in {"COMMIT", "BEGIN IMMEDIATE"}][2:]
     assert pragmas == ["PRAGMA synchronous = FULL", "BEGIN IMMEDIATE", "COMMIT", "PRAGMA synchronous = NORMAL"]
     database.close()
+
+
+# A full disk, and one that can only be read; with real disks: `integration/test_disk.py`
+
+
+async def with_reserve(path: Path) -> SqliteStore:
+    return await SqliteStore.open(path, Reserve(path, 1 << 16))
+
+
+def in_the_way(path: Path) -> Path:
+    """Have no room for the reserve."""
+    reserve = path.with_name(f"{path.name}-reserve")
+    reserve.unlink(missing_ok=True)
+    reserve.mkdir()
+    return reserve
+
+
+async def test_room_is_kept_beside_the_file_for_its_owner_only(tmp_path: Path) -> None:
+    path = tmp_path / "netplug.db"
+    store = await with_reserve(path)
+    kept = path.with_name("netplug.db-reserve")
+    assert (kept.stat().st_blocks * 512 >= 1 << 16, stat.S_IMODE(kept.stat().st_mode)) == (True, 0o600)
+    assert await store.trouble() == ""
+    await store.close()
+
+
+async def test_without_room_nothing_new_is_stored_and_all_else_is(tmp_path: Path) -> None:
+    path = tmp_path / "netplug.db"
+    store = await with_reserve(path)
+    await put(store, "a")
+    await store.close()
+    obstacle = in_the_way(path)
+    store = await with_reserve(path)
+    assert "the disk is full but for" in await store.trouble()
+    with pytest.raises(StoreError, match=r"cannot grow: the disk is full .*; free some space"):
+        await store.txn([], [Put("a", {"v": 2}), Put("b", {})])
+    assert await keys(store, "") == ["a"]
+    # What ends something: an intent, a record that is changed, one that is deleted.
+    await store.txn([], [Put("journal/1", {}), Put("a", {"v": 3})])
+    await store.txn([], [Delete("a"), Delete("journal/1")])
+    obstacle.rmdir()
+    assert await store.trouble() == ""
+    await put(store, "b")
+    assert await keys(store, "") == ["b"]
+    await store.close()
+
+
+async def test_reserve_is_given_for_what_is_deleted_alone(tmp_path: Path) -> None:
+    path = tmp_path / "netplug.db"
+    store = await with_reserve(path)
+    await put(store, "a")
+    await put(store, "b")
+    kept = path.with_name("netplug.db-reserve")
+
+    def limit(pages: int) -> None:
+        store._database._db.execute(f"PRAGMA max_page_count = {pages}")
+
+    (used,) = await store._call(lambda: store._database._db.execute("PRAGMA page_count").fetchone())
+    await store._call(lambda: limit(used))
+    with pytest.raises(StoreError, match="cannot grow: the disk is full; free some space"):
+        await put(store, "c", "x" * 100_000)
+    assert kept.exists()
+    with pytest.raises(StoreError, match="cannot grow: the disk is full; free some space"):
+        await store.txn([], [Put("a", {"v": "x" * 100_000})])  # still too much, though the room was given
+    assert not kept.exists()
+    await store.txn([], [Delete("b")])
+    await store._call(lambda: limit(2**30))
+    await put(store, "c", "x" * 100_000)
+    assert kept.exists()
+    await store.close()
+
+
+@pytest.mark.parametrize("log", [False, True], ids=["closed", "killed"])
+async def test_a_file_that_can_only_be_read_is_read_until_it_can_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, log: bool
+) -> None:
+    path = tmp_path / "was" / "netplug.db"
+    store = await SqliteStore.open(path)
+    await put(store, "a")
+    left = tmp_path / "netplug.db"
+    if not log:
+        await store.close()
+    for file in path.parent.iterdir():
+        if not file.name.endswith("-shm"):
+            (tmp_path / file.name).write_bytes(file.read_bytes())
+    await store.close()
+
+    def refused(path: Path) -> None:
+        raise OSError(errno.EROFS, "Read-only file system", str(path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(opening, "create", refused)
+        store = await SqliteStore.open(left)
+        assert await keys(store, "") == ["a"]
+        for _ in range(2):
+            assert "netplug.db cannot be written: read-only file system" in await store.trouble()
+            with pytest.raises(StoreError, match="cannot be written: read-only file system"):
+                await put(store, "b")
+        assert modes(tmp_path).keys() == {tmp_path.name, "was", "netplug.db", *["netplug.db-wal"] * log}
+    await put(store, "b")
+    assert (await keys(store, ""), await store.trouble()) == (["a", "b"], "")
+    await store.close()

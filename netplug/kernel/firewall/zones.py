@@ -233,6 +233,11 @@ def _remove_file(links: Sequence[str]) -> None:
     for link in links:
         text = re.sub(rf'\s*<interface name="{re.escape(link)}"\s*/>', "", text)
     if "<interface" in text:
-        FILE.write_text(text)
+        new = FILE.with_suffix(".xml.netplug")
+        try:
+            new.write_text(text)
+            new.replace(FILE)  # as a whole: on a full disk it stays as it is
+        finally:
+            new.unlink(missing_ok=True)
     else:
         FILE.unlink()

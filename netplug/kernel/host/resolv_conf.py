@@ -91,10 +91,26 @@ def _change(path: Path, change: Callable[[str], str]) -> bool:
         if exc.errno not in _IN_PLACE:
             raise _unwritable(path, exc) from exc
         try:
-            path.write_text(after, errors="surrogateescape")
+            _write_in_place(path, after.encode(errors="surrogateescape"))
         except OSError as error:
             raise _unwritable(path, error) from error
     return True
+
+
+def _write_in_place(path: Path, data: bytes) -> None:
+    """Write a file anew that is there. On a full disk it stays as it is: room is taken before anything is changed."""
+    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        before = os.fstat(fd).st_size
+        try:
+            os.posix_fallocate(fd, 0, max(len(data), 1))
+        except OSError:
+            os.ftruncate(fd, before)
+            raise
+        os.pwrite(fd, data, 0)
+        os.ftruncate(fd, len(data))
+    finally:
+        os.close(fd)
 
 
 def _replace(path: Path, text: str) -> None:
