@@ -10,8 +10,8 @@ import re
 import socket
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
+from dataclasses import replace
+from ipaddress import IPv4Address, IPv6Address
 from itertools import combinations
 from pathlib import Path
 from typing import Any, Literal
@@ -23,11 +23,11 @@ from netplug.dns.forward_rules import Rule
 from netplug.dns.wire import ROOT, to_wire
 from netplug.errors import NetplugError
 from netplug.errors.validation import shown, wrong
+from netplug.setting_values import AddressPool, address_and_port, check_socket, group_id
 from netplug.store.access import SCHEME, EtcdAccess, without_password
 
 DEFAULT_FILE = Path("/etc/netplug/netplug.toml")
 API_SOCKET = "netplug.sock"
-SOCKET_PATH_BYTES = 107  # sun_path of unix(7) is 108 with the final NUL
 CNI_SOCKET = "cni.sock"
 _PREFIX = "NETPLUG_"
 _PLUGIN_NAME = re.compile(r"[a-z0-9][a-z0-9_.-]*")
@@ -35,42 +35,6 @@ _MANAGED_NAME = re.compile(r"[a-z0-9][a-z0-9_.:/-]*:[A-Za-z0-9_][A-Za-z0-9_.-]*"
 _DOCKERS_DRIVERS = frozenset({"bridge", "host", "none", "null", "macvlan", "ipvlan", "overlay"})
 _RESTART = "systemctl restart netplug"
 _HOST_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,252}")
-
-
-@dataclass(frozen=True, slots=True)
-class AddressPool:
-    """A range from which networks get subnets of prefix length `size`, like dockerd's --default-address-pool."""
-
-    base: IPv4Network | IPv6Network
-    size: int
-
-    @classmethod
-    def parse(cls, text: str) -> "AddressPool":
-        """Parse dockerd's notation.
-
-        >>> AddressPool.parse("base=10.208.0.0/12,size=24")
-        AddressPool(base=IPv4Network('10.208.0.0/12'), size=24)
-
-        Raises:
-            ValueError: the text is invalid; the message names it.
-        """
-        parts = [part.strip().partition("=") for part in text.split(",")]
-        fields = {key: value for key, _, value in parts}
-        if len(parts) != 2 or fields.keys() != {"base", "size"}:
-            raise ValueError(f"address pool {text!r} is not of the form base=CIDR,size=BITS")
-        try:
-            base = ip_network(fields["base"])
-        except ValueError as exc:
-            raise ValueError(f"address pool {text!r} has an invalid base: {exc}") from exc
-        limit = base.max_prefixlen - 2  # gateway, broadcast and a container
-        if not re.fullmatch(r"[0-9]{1,3}", fields["size"]) or not base.prefixlen <= int(fields["size"]) <= limit:
-            raise ValueError(
-                f"address pool {text!r} has an invalid size: it must be a number from {base.prefixlen} to {limit}"
-            )
-        return cls(base, int(fields["size"]))
-
-    def __str__(self) -> str:
-        return f"base={self.base},size={self.size}"
 
 
 class Settings(BaseModel):
@@ -108,6 +72,8 @@ class Settings(BaseModel):
     """Address and port of the page and the metrics; empty: none."""
     http_endpoint_traffic: bool = False
     """Whether the metrics have each endpoint's traffic; a host with many containers has many of these."""
+    socket_group: str = ""
+    """Group whose members may use the API, by name or number; empty: none."""
 
     @property
     def dns_rules(self) -> tuple[Rule, ...]:
@@ -117,7 +83,7 @@ class Settings(BaseModel):
     @property
     def http_at(self) -> tuple[IPv4Address | IPv6Address, int] | None:
         """Address and port of the page; None without one."""
-        return _address_and_port(self.http) if self.http else None
+        return address_and_port(self.http) if self.http else None
 
     @property
     def database(self) -> Path:
@@ -128,6 +94,11 @@ class Settings(BaseModel):
     def api_socket(self) -> Path:
         """Socket of the API, for client commands."""
         return self.run_dir / API_SOCKET
+
+    @property
+    def socket_gid(self) -> int | None:
+        """Id of the group whose members may use the API; None without one."""
+        return group_id(self.socket_group) if self.socket_group else None
 
     @property
     def cni_socket(self) -> Path:
@@ -170,9 +141,9 @@ class Settings(BaseModel):
     def _absolute(cls, value: Path, info: ValidationInfo) -> Path:
         path = value.absolute()
         if info.field_name == "run_dir":
-            _check_socket(path / API_SOCKET)
+            check_socket(path / API_SOCKET)
         if info.field_name == "plugin_dir":
-            _check_socket(path / f"{info.data.get('driver_name', '')}.sock")
+            check_socket(path / f"{info.data.get('driver_name', '')}.sock")
         return path
 
     @field_validator("driver_name")
@@ -233,7 +204,7 @@ class Settings(BaseModel):
         path = value.removeprefix("unix://")
         if value != "none" and (path == value or not path.startswith("/")):
             raise ValueError("is neither unix:///path nor none")
-        _check_socket(Path(path))
+        check_socket(Path(path))
         return value
 
     @field_validator("vtep")
@@ -280,7 +251,14 @@ class Settings(BaseModel):
     @classmethod
     def _listening(cls, value: str) -> str:
         if value:
-            _address_and_port(value)
+            address_and_port(value)
+        return value
+
+    @field_validator("socket_group")
+    @classmethod
+    def _group(cls, value: str) -> str:
+        if value:
+            group_id(value)
         return value
 
     @field_validator("address_pool", mode="before")
@@ -371,20 +349,6 @@ def _line(text: str) -> str:
     return text[:1].lower() + text[1:]
 
 
-def _address_and_port(text: str) -> tuple[IPv4Address | IPv6Address, int]:
-    host, _, port = text.rpartition(":")
-    bracketed = host.startswith("[") and host.endswith("]")
-    try:
-        address = ip_address(host[1:-1] if bracketed else host)
-    except ValueError:
-        raise ValueError("is not of the form ADDRESS:PORT, such as 127.0.0.1:9820 or [::1]:9820") from None
-    if bracketed != (address.version == 6):
-        raise ValueError("is not of the form ADDRESS:PORT; an IPv6 address is in brackets")
-    if not re.fullmatch(r"[1-9][0-9]{0,4}", port) or int(port) > 65535:
-        raise ValueError("has no port from 1 to 65535")
-    return address, int(port)
-
-
 def _check_shared(given: Mapping[str, Any]) -> EtcdAccess | None:
     """Refuse etcd settings without an etcd store; None if the store itself was refused, whose error comes first."""
     if "store" not in given:
@@ -392,9 +356,3 @@ def _check_shared(given: Mapping[str, Any]) -> EtcdAccess | None:
     if given["store"] == "sqlite":
         raise ValueError("has no effect with store sqlite")
     return EtcdAccess.parse(given["store"])
-
-
-def _check_socket(path: Path) -> None:
-    size = len(os.fsencode(path))
-    if size > SOCKET_PATH_BYTES:
-        raise ValueError(f"socket {path} is {size} bytes long, the limit is {SOCKET_PATH_BYTES}")

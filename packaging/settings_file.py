@@ -25,6 +25,7 @@ SAMPLES = {
     "vtep": "eth1",
     "dns_upstream": "192.0.2.53",
     "http": "127.0.0.1:9820",
+    "socket_group": "adm",
 }
 """Values of the settings that are empty by default, or whose default is the host's."""
 

@@ -1,6 +1,8 @@
 """What the command makes of its arguments, and how it prints tables."""
 
 import re
+import socket
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -119,3 +121,22 @@ def test_tables_cut_nothing(rows: list[tuple[str, list[str]]]) -> None:
 def test_client_quotes_references(tmp_path: Path) -> None:
     with pytest.raises(CliError, match="no daemon"):
         Client(tmp_path).get("networks", "a/b?c#d")
+
+
+def test_request_with_a_body_comes_in_one_piece(tmp_path: Path) -> None:
+    """A daemon of systemd's socket closes when it has answered, which it may without the body."""
+    with socket.socket(socket.AF_UNIX) as sock, ThreadPoolExecutor(1) as pool:
+        sock.bind(str(tmp_path / "netplug.sock"))
+        sock.listen()
+
+        def serve() -> bytes:
+            connection, _ = sock.accept()
+            with connection:
+                got = connection.recv(65536)
+                connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\n{}")
+            return got
+
+        for _ in range(50):
+            asked = pool.submit(serve)
+            assert Client(tmp_path).post("dns", "host", body={"on": True}) == {}
+            assert asked.result(10).endswith(b'{"on": true}')

@@ -10,8 +10,9 @@ import pytest
 from pydantic import ValidationError
 
 from netplug import config
-from netplug.config import AddressPool, load
+from netplug.config import load
 from netplug.errors import NetplugError
+from netplug.setting_values import AddressPool
 from netplug.store.access import EtcdAccess
 
 WriteFile = Callable[[str], Path]

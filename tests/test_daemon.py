@@ -21,13 +21,13 @@ from living import DEADLINE_S, Living, a_namespace, living, settings_in, until
 
 from netplug.cli import OK, UNREACHABLE, USAGE, CliError
 from netplug.cli.client import Client
-from netplug.config import AddressPool
 from netplug.daemon.address_spaces import site_prefix, spaces
 from netplug.daemon.drivers import load_drivers
 from netplug.daemon.lock import Held
 from netplug.daemon.systemd import notify
 from netplug.drivers.api import HostFacts
 from netplug.kernel.fake.kernel import FakeKernel
+from netplug.setting_values import AddressPool
 from netplug.store.sqlite import SqliteStore
 
 NEEDS_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: a network namespace of its own")

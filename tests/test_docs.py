@@ -57,6 +57,17 @@ def test_links_between_documents_lead_somewhere() -> None:
             assert (document.parent / target).exists(), f"{document.name} links to {target}"
 
 
+def test_each_test_that_security_names_exists() -> None:
+    text = (ROOT / "docs/security.md").read_text()
+    found = set()
+    for folder, file, name in re.findall(r"`(tests/(?:contract/)?)?(test_\w+\.py)(?:::(\w+))?`", text):
+        path = ROOT / (folder or "integration/") / file
+        assert path.exists(), path
+        assert not name or f"def {name}(" in path.read_text(), f"{file}::{name}"
+        found.add((file, name))
+    assert len(found) > 15
+
+
 def anchors(document: Path) -> set[str]:
     """Return the anchors of a document's headings, as GitHub makes them."""
     headings = re.findall(r"^#+ (.*)$", re.sub(r"```.*?```", "", document.read_text(), flags=re.DOTALL), re.MULTILINE)

@@ -1,7 +1,9 @@
 """HTTP to the daemon over its unix socket, with a deadline, by the standard library alone."""
 
 import json
+import os
 import socket
+import struct
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -97,7 +99,19 @@ class Client:
                 ) from None
             except OSError as exc:
                 raise self._broken(exc) from None
+            self._check_owner(sock)
             yield sock
+
+    def _check_owner(self, sock: socket.socket) -> None:
+        """Refuse a process that is neither root's nor this user's: it could answer anything."""
+        user = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[1]
+        if user in {0, os.geteuid()}:
+            return
+        from netplug.daemon.folders import trusted  # noqa: PLC0415 - hardly ever needed
+
+        if user not in trusted():
+            words = f"the process that answers at {self.path} belongs to user {user}, so it is not the netplug daemon"
+            raise CliError(UNREACHABLE, words, hint="give the daemon's folder by --run-dir")
 
     def _stranger(self) -> CliError:
         return CliError(UNREACHABLE, f"the process that answers at {self.path} is not the netplug daemon")
@@ -105,7 +119,7 @@ class Client:
     def _broken(self, exc: OSError) -> CliError:
         if isinstance(exc, PermissionError):
             words = f"no permission to connect to the daemon at {self.path}"
-            return CliError(UNREACHABLE, words, hint="run as root")
+            return CliError(UNREACHABLE, words, hint="run as root, or as a member of socket_group")
         if isinstance(exc, TimeoutError):
             words = f"the daemon at {self.path} did not answer in {self.deadline_s:.0f} s"
             return CliError(UNREACHABLE, words, hint="systemctl status netplug shows whether it starts, or hangs")
@@ -134,7 +148,11 @@ class Client:
             connection = http.client.HTTPConnection("netplug", timeout=self.deadline_s)
             connection.sock = sock
             headers = {} if body is None else {"Content-Type": "application/json"}
+            # In one piece: a daemon that answers by the head alone closes before a body that comes later.
+            parts: list[bytes] = []
+            connection.send = parts.append  # type: ignore[method-assign, assignment]
             connection.request(method, url, body=body, headers=headers)
+            sock.sendall(b"".join(parts))
             return connection.getresponse()
 
 

@@ -100,6 +100,13 @@ _HttpEndpointTraffic = Annotated[
     bool | None,
     typer.Option("--http-endpoint-traffic", help="Have the traffic of each endpoint in the metrics. [off]"),
 ]
+_SocketGroup = Annotated[
+    str | None,
+    typer.Option(
+        metavar="GROUP",
+        help="Group whose members may use the API, as with Docker's group: they are as good as root. [root alone]",
+    ),
+]
 _LogFormat = Annotated[str | None, typer.Option(metavar="FORMAT", help="console or json. [console]")]
 _LogLevel = Annotated[str | None, typer.Option(metavar="LEVEL", help="debug, info, warning or error. [info]")]
 
@@ -124,6 +131,7 @@ def serve(
     dns_special: _DnsSpecial = None,
     http: _Http = None,
     http_endpoint_traffic: _HttpEndpointTraffic = None,
+    socket_group: _SocketGroup = None,
     log_format: _LogFormat = None,
     log_level: _LogLevel = None,
 ) -> None:

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from ipaddress import IPv6Network
 
-from netplug.config import AddressPool
 from netplug.ipam.pool import Base, Space
 from netplug.ipam.spaces import LOCAL_V4, default_spaces, ula
+from netplug.setting_values import AddressPool
 from netplug.store.api import Put, Store
 
 ULA = "meta/ula"

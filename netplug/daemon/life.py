@@ -43,6 +43,7 @@ from netplug.daemon.lock import DAEMONLESS_LOCK, SOCKET_MODE, claim_socket, excl
 from netplug.daemon.namespace_lock import LOCKS, NAMESPACE, claim_namespace
 from netplug.daemon.refusing import refuse_waiting
 from netplug.daemon.reloading import Reloading
+from netplug.daemon.socket_group import let_group_in
 from netplug.daemon.status import keep_systemd_informed
 from netplug.daemon.systemd import UNIT, inherited_sockets, notify, notify_surely
 from netplug.engine import Engine
@@ -179,6 +180,7 @@ class Daemon:
             others = [str(path) for path in self._inherited if path not in wanted]
             hint = f"let ListenStream= of {UNIT} name the sockets of the settings: systemctl edit {UNIT}"
             log.warning("socket.differs", not_of_systemd=missing, not_of_settings=others, hint=hint)
+        let_group_in(settings.api_socket, settings.socket_gid)
         return found
 
     def _claim(self, path: Path) -> socket.socket:
@@ -240,6 +242,7 @@ def run(settings: Settings, read: Callable[[], Settings] = load) -> None:
     Raises:
         NetplugError: the daemon cannot start, or failed.
     """
+    os.umask(0o077)  # as the unit has it: what is for others says so
     logging.configure(settings.log_format, settings.log_level, lasting=True)
     faulthandler.enable()  # a daemon that hangs gets SIGABRT from systemd, and its stacks are in the log
     kept, inherited = DescriptorStore.of_service(os.environ), inherited_sockets()

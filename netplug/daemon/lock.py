@@ -19,10 +19,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from netplug.config import SOCKET_PATH_BYTES
+from netplug.daemon.folders import own_folder
 from netplug.daemon.systemd import UNIT
 from netplug.errors import NetplugError
 from netplug.errors.redaction import without_passwords
+from netplug.setting_values import SOCKET_PATH_BYTES
 
 DAEMONLESS_LOCK = "turn"
 """Lock file of a command that works on the state without a daemon (`netplug.daemon.daemonless_queue`)."""
@@ -77,10 +78,10 @@ def lock_file(path: Path, what: str = "", *, hint: str = "stop it, or choose ano
 
     Raises:
         Held: another process holds it; the message names the process.
-        NetplugError: the file cannot be opened.
+        NetplugError: the file cannot be opened, or others may change its folder.
     """
     try:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        own_folder(path.parent, 0o700)
         fd = _opened(path)
     except OSError as exc:
         raise _refused(f"lock file {path} cannot be opened", exc) from exc
@@ -140,7 +141,7 @@ def claim_socket(path: Path, mode: int) -> ClaimedSocket:
 
     Raises:
         Held: a running process listens there.
-        NetplugError: the path is too long or not a socket, or the directory is not writable.
+        NetplugError: the path is too long or not a socket, or its folder is not writable, or others may change it.
     """
     if len(os.fsencode(path)) > SOCKET_PATH_BYTES:
         raise NetplugError(
@@ -149,8 +150,8 @@ def claim_socket(path: Path, mode: int) -> ClaimedSocket:
             hint="choose a shorter directory",
         )
     try:
-        path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-        with _locked_directory(path.parent):
+        own_folder(path.parent, 0o755)
+        with _locked(path):
             _remove_dead(path)
             return _listen(path, mode)
     except OSError as exc:
@@ -160,7 +161,7 @@ def claim_socket(path: Path, mode: int) -> ClaimedSocket:
 def release_socket(claimed: ClaimedSocket) -> None:
     """Close the socket, and unlink its file unless another process has replaced it."""
     try:
-        with contextlib.suppress(FileNotFoundError), _locked_directory(claimed.path.parent):
+        with contextlib.suppress(FileNotFoundError), _locked(claimed.path):
             if _identity(claimed.path) == claimed.identity:
                 claimed.path.unlink()
     except OSError as exc:
@@ -170,14 +171,36 @@ def release_socket(claimed: ClaimedSocket) -> None:
 
 
 @contextlib.contextmanager
-def _locked_directory(path: Path) -> Iterator[None]:
-    """Serialize the processes that probe, unlink and bind sockets in a directory."""
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+def _locked(path: Path) -> Iterator[None]:
+    """Serialize the processes that probe, unlink and bind one socket.
+
+    The lock is a file that only root can open, and that is gone afterwards. The folder itself is no lock: whoever may
+    list it may lock it, for ever (flock(2)).
+    """
+    lock = path.with_name(f".{path.name}.lock")
+    while not (fd := _taken(lock)):
+        pass
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX)
         yield
     finally:
+        lock.unlink(missing_ok=True)
         os.close(fd)
+
+
+def _taken(lock: Path) -> int:
+    """Lock a file, and return its descriptor; 0 if its last holder has just removed it."""
+    fd = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        if os.path.samestat(os.fstat(fd), lock.lstat()):
+            return fd
+    except FileNotFoundError:
+        pass
+    except BaseException:
+        os.close(fd)
+        raise
+    os.close(fd)
+    return 0
 
 
 def _remove_dead(path: Path) -> None:
