@@ -4,7 +4,7 @@ import asyncio
 import json
 import shutil
 import subprocess
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from contextlib import ExitStack
 from ipaddress import ip_address
 from pathlib import Path
@@ -16,6 +16,7 @@ from structlog.testing import capture_logs
 
 from netplug.drivers import port_ranges
 from netplug.drivers.steps import HostPort, Proto, Route, Veth
+from netplug.engine.records import AttachSpec, NetworkSpec, SubnetSpec
 from netplug.frontends.cni.service import CniService
 from netplug.frontends.cni.wire import Call
 from netplug.kernel.host import runtimes
@@ -342,6 +343,43 @@ async def test_metric_ranks_networks_as_podman_users_mean_it(
     for network, ifname in (("red", "eth1"), ("blue", "eth0")):
         await plugin.teardown(network, ifname)
     assert plugin.ways() == []
+
+
+@pytest.mark.parametrize("runtime", ["cni", "netavark", "api"])
+async def test_deletion_that_overtakes_the_answer_to_a_creation_deletes(plugin: Plugin, runtime: str) -> None:
+    """A runtime that is killed in the middle of an ADD sends a DEL, while the ADD still goes on."""
+    turns = 0
+    await plugin.add("red", container="other")
+    if runtime == "api":
+        await plugin.host.engine.networks.create(NetworkSpec(name="lan", subnets=(SubnetSpec(v6=False),)))
+
+    def create() -> Coroutine[Any, Any, Any]:
+        match runtime:
+            case "cni":
+                return plugin.add("blue", (8080, 80))
+            case "netavark":
+                return plugin.setup()
+        return plugin.host.engine.endpoints.attach(AttachSpec("lan", NETNS, "elan"))
+
+    def delete() -> Coroutine[Any, Any, Any]:
+        match runtime:
+            case "cni":
+                return plugin.call("DEL")
+            case "netavark":
+                return plugin.teardown("blue", "eth0")
+        return plugin.host.engine.endpoints.detach("lan", NETNS, "elan")
+
+    created = False
+    while not created:
+        turns += 1
+        creating = asyncio.ensure_future(create())
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        created = creating.done()
+        await delete()
+        await creating
+        assert plugin.containers() == ["other"], f"deleted after {turns} turns of the event loop"
+    assert turns > 10
 
 
 async def test_container_has_options_of_its_own(plugin: Plugin) -> None:

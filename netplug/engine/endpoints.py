@@ -1,6 +1,7 @@
 """Use cases of endpoints: create, join, leave, delete; attach and detach for sandboxes without a runtime."""
 
 from collections.abc import Collection, Sequence
+from contextlib import AbstractAsyncContextManager, suppress
 from dataclasses import replace
 from hashlib import sha256
 
@@ -71,6 +72,7 @@ class Endpoints:
         publishing.dead_holders.drop = self.drop
         self._attaching: set[str] = set()
         self._sandboxes = Locks()
+        self._calls = Locks()
         self.listener: EndpointListener = NullListener()
 
     @uncancellable
@@ -217,6 +219,13 @@ class Endpoints:
                 plan = record.plan.of_namespace(sandbox_id)
                 await self._registry.save(replace(record, sandbox_id=sandbox_id, plan=plan))
 
+    def one_at_a_time(self, endpoint_id: str) -> AbstractAsyncContextManager[None]:
+        """Do what a runtime asks for one of its endpoints during the block, after what it has asked before.
+
+        A runtime that was killed, or ran out of patience, deletes what its former request is just creating.
+        """
+        return self._calls.hold(endpoint_id)
+
     # Sandboxes without a runtime
 
     @uncancellable
@@ -312,11 +321,10 @@ class Endpoints:
             NetplugError: "not_found": it is not attached; "unavailable": its record cannot be used.
         """
         net = self._registry.network(network).network
-        found = [
-            built
-            for built in self._registry.endpoints(net.id)
-            if built.ifname == ifname and netns in {built.sandbox, built.sandbox.rsplit("/", 1)[-1]}
-        ]
+        found = self._attached(net.id, netns, ifname)
+        if not found and self._attaching:
+            await self._settled(netns)
+            found = self._attached(net.id, netns, ifname)
         # The present namespace at this path is meant; a former one if there is no other.
         found = [built for built in found if await is_there(self._kernel.sandboxes, built)] or found
         if not found:
@@ -325,6 +333,20 @@ class Endpoints:
         for built in found:
             async with self._sandboxes.hold(_where(built)):
                 await self.delete(net.id, built.endpoint.id)
+
+    def _attached(self, network_id: str, netns: str, ifname: str) -> list[EndpointRecord]:
+        return [
+            built
+            for built in self._registry.endpoints(network_id)
+            if built.ifname == ifname and netns in {built.sandbox, built.sandbox.rsplit("/", 1)[-1]}
+        ]
+
+    async def _settled(self, netns: str) -> None:
+        """Wait for an attach of this namespace: who asked for it may have been killed."""
+        with suppress(NetplugError):
+            _, ident = await self._kernel.sandboxes.find(netns)
+            async with self._sandboxes.hold(ident):
+                pass
 
 
 def _where(record: EndpointRecord) -> str:

@@ -197,12 +197,13 @@ class NetavarkService:
                 case "create":
                     said = await self._create(data)
                 case "setup":
-                    netns = _Place(netns=call.env["NETAVARK_NETNS"]).netns
-                    said = await self._setup(
-                        ExecIn.model_validate(data), netns, caller_of(call, self._engine.services.runtimes)
-                    )
+                    netns, wanted = _Place(netns=call.env["NETAVARK_NETNS"]).netns, ExecIn.model_validate(data)
+                    async with self._engine.endpoints.one_at_a_time(wanted.endpoint_id):
+                        said = await self._setup(wanted, netns, caller_of(call, self._engine.services.runtimes))
                 case "teardown":
-                    await self._teardown(ExecIn.model_validate(data))
+                    wanted = ExecIn.model_validate(data)
+                    async with self._engine.endpoints.one_at_a_time(wanted.endpoint_id):
+                        await self._teardown(wanted)
                     return Reply(0)
                 case other:
                     raise NetplugError("invalid", f"unknown command {other[:80]!r}")  # noqa: TRY301

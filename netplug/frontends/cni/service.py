@@ -83,6 +83,12 @@ class CniService:
         if request.type != request.me == request.ipam:
             async with self._networks.one_at_a_time(request.network):
                 return await self._ipam.do(request)
+        if request.command in {Command.ADD, Command.DEL}:
+            async with self._engine.endpoints.one_at_a_time(endpoint_id(request)):
+                return await self._do_own(request, foreign)
+        return await self._do_own(request, foreign)
+
+    async def _do_own(self, request: Request, foreign: Delegate | None) -> Result | None:
         if foreign is not None and foreign.asks_by_link:
             async with self.leases.exclusive(request.container, request.ifname):
                 return await self._commands[request.command](request, foreign)
