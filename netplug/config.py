@@ -117,6 +117,11 @@ class Settings(BaseModel):
         return f"docker plugin disable -f {name} && docker plugin enable {name}" if self.managed else _RESTART
 
     @property
+    def restart_hint(self) -> str:
+        """What to do if only a new start helps, and what that costs."""
+        return f"{self.restart}; containers stay connected"
+
+    @property
     def host_root(self) -> Path:
         """Root of the host's files; a managed plugin sees them as those of the host's process 1 (proc_pid_root(5))."""
         return Path("/proc/1/root" if self.managed else "/")

@@ -181,5 +181,5 @@ def test_damaged_note_is_an_error_with_its_path(machine: Machine) -> None:
 @pytest.mark.parametrize(("there", "mend"), [(False, "netplug install-service"), (True, "systemctl start netplug")])
 def test_doctor_names_what_starts_the_daemon_here(there: bool, mend: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(without_daemon, "has_service", lambda: there)
-    found = without_daemon._daemon(without_daemon.Absence("no daemon answers"), ())
+    found = without_daemon._daemon(without_daemon.Absence("no daemon answers"), (), "systemctl restart netplug")
     assert found.mend.startswith(mend)

@@ -24,7 +24,6 @@ log = structlog.get_logger(__name__)
 
 SOURCE = "settings"
 """The source of the condition that the settings are refused."""
-_HINT = "systemctl restart netplug; containers stay connected"
 
 _LOGGING = frozenset({"log_format", "log_level"})
 _NAMES = frozenset({"dns_upstream", "dns_special"})
@@ -71,7 +70,7 @@ class Reloading:
         self.settings = self.settings.model_copy(update={name: getattr(wanted, name) for name in now})
         await self._use(parts, now)
         if later := changed - AT_RUN_TIME:
-            log.warning("settings.need_restart", settings=sorted(later), hint=_HINT)
+            log.warning("settings.need_restart", settings=sorted(later), hint=wanted.restart_hint)
         log.info("settings.reloaded", changed=dict(self._shown(now)))
 
     async def _use(self, parts: Composition, changed: set[str]) -> None:

@@ -48,7 +48,7 @@ async def examined(settings: Settings, kernel: KernelView, absence: Absence) -> 
     """Make the checks that need no daemon; the first finding is that none answers."""
     look = OneLook(kernel)
     daemons = await serving(look)
-    found = [_daemon(absence, daemons)]
+    found = [_daemon(absence, daemons, settings.restart_hint)]
     if absence.settings:
         mend = "correct it: netplug serve --help lists the settings"
         found.append(failure(f"the daemon cannot start: {absence.settings}", mend))
@@ -64,7 +64,7 @@ def has_service(root: Path = Path("/")) -> bool:
     return any((root / folder / "netplug.service").exists() for folder in _UNITS)
 
 
-def _daemon(absence: Absence, daemons: Sequence[Program]) -> Finding:
+def _daemon(absence: Absence, daemons: Sequence[Program], restart: str) -> Finding:
     if "permission" in absence.why:
         return failure(absence.why, absence.hint)
     if "does not start" in absence.why:
@@ -76,7 +76,7 @@ def _daemon(absence: Absence, daemons: Sequence[Program]) -> Finding:
         return failure(absence.why, _START if has_service() else _INSTALL)
     which = ", ".join(f"process {it.pid} ({command(it)})" for it in daemons)
     if "did not answer" in absence.why:
-        return failure(f"{absence.why}; {which} hangs", "systemctl restart netplug; containers stay connected")
+        return failure(f"{absence.why}; {which} hangs", restart)
     return failure(f"{absence.why}, but {which} runs", "give its --run-dir to this command")
 
 
