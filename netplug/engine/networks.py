@@ -175,7 +175,7 @@ class Networks:
                 dict(spec.options),
                 cluster=spec.cluster,
                 labels=dict(spec.labels),
-                created=spec.created if spec.cluster else round(time.time(), 3),
+                created=spec.created if spec.cluster else time.time_ns() // 1_000_000 / 1000,
                 origin=spec.origin,
                 version=spec.version,
             ).summarized()
