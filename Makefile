@@ -76,11 +76,12 @@ plugin-test: setup ## build the managed plugin twice, and compare (as root, on D
 	@$(PYTEST) -m slow integration/test_managed_plugin.py $(ARGS)
 
 # What breaks a rule is saved among the fixtures, where the unit tests run it from then on.
-fuzz: $(VENV) ## look for packets that the name server answers wrongly, for MINUTES=10 in all
+fuzz: $(VENV) ## look for packets and requests that are answered wrongly, for some more than MINUTES=10
 	@failed=; for target in paths datagrams framing upstreams; do \
 	    .venv/bin/python tests/dns_fuzzer.py $$target --seconds $$(( $(or $(MINUTES),10) * 15 )) \
 	        --corpus build/fuzz/$$target --crashes tests/fixtures/dns_fuzz/$$target || failed="$$failed $$target"; \
-	done; [ -z "$$failed" ] || { echo "fuzz: broken:$$failed; see tests/fixtures/dns_fuzz" >&2; exit 1; }
+	done; NETPLUG_FUZZ=10 $(PYTEST) --quiet --timeout=3600 tests/test_hostile_*.py || failed="$$failed requests"; \
+	[ -z "$$failed" ] || { echo "fuzz: broken:$$failed; see tests/fixtures/dns_fuzz" >&2; exit 1; }
 
 bench: setup ## compare with Docker's own bridge, the reference CNI plugins, and other tunnels and name servers (as root)
 	@bash packaging/setup.sh bench

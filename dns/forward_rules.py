@@ -3,6 +3,7 @@
 Rules come from settings, from a network's options, and from the host's resolv.conf(5).
 """
 
+import re
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from ipaddress import ip_address
@@ -11,6 +12,8 @@ from . import wire
 from .cache import Cache, NoCache
 
 PORT = 53
+_SCOPE = re.compile(r"[!-~]{1,15}")
+"""The name of a link."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,9 +43,11 @@ class Server:
             ValueError: the address or the port is invalid.
         """
         host, _, port = text.partition("#")
-        host, _, scope = host.partition("%")
+        host, percent, scope = host.partition("%")
         try:
             address = ip_address(host)
+            if percent and (address.version == 4 or not _SCOPE.fullmatch(scope)):
+                raise ValueError  # noqa: TRY301 - the same words
         except ValueError:
             raise ValueError(f"{text[:80]!r} is not an address such as 10.0.0.1 or 10.0.0.1#5353") from None
         if port and not (port.isascii() and port.isdigit() and 1 <= int(port[:6]) <= 65535):

@@ -12,6 +12,7 @@ from .errors import DriverError, Kind
 from .naming import BRIDGES
 from .plan import Plan
 from .steps import Element, Gate, IPAddress, IPInterface, IPNetwork, Passage, Proto, Step, Table
+from .subnets import check_range
 from .tables import HOST_MODE, NETWORKS
 
 RESOLVER_PORT = 25353
@@ -126,9 +127,7 @@ def catch_all(address: IPAddress) -> Plan:
 def check_pool(pool: IPNetwork, bridge: str, host: HostFacts) -> None:
     """Refuse a subnet that cannot be routed, or that overlaps the host's addresses or routes on other links."""
     hint = "choose another --subnet"
-    for kind in ("loopback", "multicast", "reserved"):
-        if getattr(pool, f"is_{kind}"):
-            raise DriverError(Kind.INVALID, f"subnet {pool} has {kind} addresses", hint=hint)
+    check_range(pool, routed=True)
     for address, link in host.addresses:
         if link != bridge and address in pool:
             raise DriverError(

@@ -1,6 +1,10 @@
 """Ipam mode: addresses alone. Somebody else builds the links, such as another CNI plugin that we are the IPAM of."""
 
+from collections.abc import Sequence
+
+from .api import HostFacts, Network
 from .none import NoneDriver
+from .subnets import check_range
 
 
 class LeasingDriver(NoneDriver):
@@ -8,3 +12,9 @@ class LeasingDriver(NoneDriver):
 
     gateway = True
     addressed = True
+
+    def check(self, net: Network, others: Sequence[Network], host: HostFacts) -> None:
+        """Refuse subnets with addresses that nobody can have."""
+        super().check(net, others, host)
+        for subnet in net.subnets:
+            check_range(subnet.pool, routed=False)

@@ -16,6 +16,7 @@ from .options import AnyOption, NetworkOptions
 from .plan import Plan
 from .sandbox import attachment
 from .steps import Address, Announce, IPInterface, Macvlan, Route, Step
+from .subnets import check_range
 
 _KIND = "macvlan"
 """The kernel's kind of its links."""
@@ -54,6 +55,8 @@ class MacvlanDriver:
 
     def check(self, net: Network, others: Sequence[Network], host: HostFacts) -> None:
         """Refuse a parent that is unsuitable, in use, or has a smaller MTU."""
+        for subnet in net.subnets:
+            check_range(subnet.pool, routed=False)
         link_mtu.check(net)
         parent = _parent(net.options, host)
         if net.options.mtu > parent.mtu:

@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping
 from ipaddress import IPv4Address, ip_address
 from re import ASCII, fullmatch
 
+from .link_names import is_link_name
+
 MACVLAN_MODES = ("bridge", "vepa", "private", "passthru")
 LARGEST_VNI = 2**24 - 1
 """RFC 7348 5: 24 bits; 0 is excluded, since many implementations treat it as unset."""
@@ -32,9 +34,9 @@ def word(text: str) -> str:
 
 
 def link(text: str) -> str:
-    if len(text) > 15:
+    if not is_link_name(word(text)):
         raise ValueError("must be an interface name of at most 15 characters")
-    return word(text)
+    return text
 
 
 def prefix(text: str) -> str:
@@ -176,8 +178,10 @@ def upstreams(text: str) -> tuple[str, ...]:
     for word in found:
         domain, _, server = word.rpartition("=")
         address, _, port = server.partition("#")
+        address, percent, scope = address.partition("%")
         try:
-            ip_address(address)
+            if (ip_address(address).version == 4 and percent) or (percent and not is_link_name(scope)):
+                raise ValueError  # noqa: TRY301 - the same words
         except ValueError:
             raise ValueError(
                 "must be addresses such as 10.0.0.1 or corp.example=10.0.0.53#5353, separated by commas"

@@ -6,7 +6,7 @@ It is readable, because it appears in `docker network inspect`, in logs and in k
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from typing import TypeAlias
 
 from .errors import IpamError, Kind
@@ -255,6 +255,21 @@ def check_request(network: IPNetwork | None, part: IPNetwork | None, *, v6: bool
         )
 
 
+def parse_address(text: str) -> IPAddress:
+    """Parse an address that a user wrote.
+
+    Raises:
+        ValueError: it is none, or has a zone (RFC 4007 §11), which may be any text.
+    """
+    return ip_address(_without_zone(text))
+
+
+def _without_zone(text: str) -> str:
+    if "%" in text:
+        raise ValueError(f"{text!r} has a zone")
+    return text
+
+
 def parse_network(text: str, *, what: str = "subnet") -> IPNetwork:
     """Parse a network that a user wrote. `what`: how errors name it.
 
@@ -269,7 +284,7 @@ def parse_network(text: str, *, what: str = "subnet") -> IPNetwork:
     netplug.ipam.errors.IpamError: range 10.1.0.5/16 has host bits set (did you mean 10.1.0.0/16?)
     """
     try:
-        network = ip_network(text, strict=False)
+        network = ip_network(_without_zone(text), strict=False)
     except ValueError as exc:
         hint = "write it as 10.1.0.0/16 or fd00:1::/64"
         raise IpamError(Kind.INVALID, f"{what} {text!r} is not an address range", hint=hint) from exc

@@ -11,7 +11,9 @@ from collections.abc import Sequence
 from typing import ClassVar, Literal, TextIO
 
 import structlog
-from structlog.typing import Processor
+from structlog.typing import EventDict, Processor
+
+from netplug.errors.printable import printable
 
 LOG = "the log of netplug: journalctl -u netplug, or what netplug serve prints"
 """Where to find the log, for messages."""
@@ -69,7 +71,13 @@ def _ending(log_format: LogFormat, stream: TextIO) -> Sequence[Processor]:
     if log_format == "json":
         return (structlog.processors.format_exc_info, structlog.processors.JSONRenderer(default=str))
     renderer = structlog.dev.ConsoleRenderer(colors=stream.isatty(), exception_formatter=structlog.dev.plain_traceback)
-    return (renderer,)
+    return (_one_line, renderer)
+
+
+def _one_line(_: object, __: str, event: EventDict) -> EventDict:
+    """Escape what a library says of others' data; the renderer does that with values."""
+    event["event"] = printable(str(event.get("event", "")))
+    return event
 
 
 class _Logger(structlog.WriteLogger):

@@ -73,7 +73,9 @@ def _run(argv: Sequence[str]) -> int:
 
 
 def _fail(code: int, message: str) -> int:
-    line = " ".join(message.split()).rstrip(".")
+    from netplug.errors.printable import printable  # noqa: PLC0415 - only a failure needs it
+
+    line = printable(" ".join(message.split())).rstrip(".")
     with contextlib.suppress(OSError):  # stderr is closed; the exit code still says it
         print(f"netplug: {line}", file=sys.stderr, flush=True)  # noqa: T201 - this is the command's voice
     return code

@@ -10,6 +10,7 @@ from typing import Any, TypeAlias
 
 from netplug.cli import USAGE, CliError
 from netplug.cli.ports import parse
+from netplug.drivers.link_names import is_link_name
 
 _Network: TypeAlias = IPv4Network | IPv6Network
 _MAC = re.compile(r"[0-9a-fA-F]{2}(:[0-9a-fA-F]{2}){5}")
@@ -51,7 +52,7 @@ def _set(row: dict[str, Any], key: str, value: str) -> None:
 def network(text: str, flag: str) -> _Network:
     """Parse an address range."""
     try:
-        net = ip_network(text, strict=False)
+        net = ip_network(without_zone(text), strict=False)
     except ValueError:
         raise CliError(
             USAGE, f"{flag} {text[:80]!r} is not an address range", hint="write it as 10.1.0.0/16 or fd00:1::/64"
@@ -62,10 +63,17 @@ def network(text: str, flag: str) -> _Network:
         raise CliError(USAGE, f"{flag} {text} has host bits set", hint=f"did you mean {net}?") from None
 
 
+def without_zone(text: str) -> str:
+    """Return a text, or raise ValueError: a zone (RFC 4007 §11) is a host's own name of a link, and may be anything."""
+    if "%" in text:
+        raise ValueError(text)
+    return text
+
+
 def address(text: str, flag: str) -> str:
     """Parse an address."""
     try:
-        return str(ip_address(text))
+        return str(ip_address(without_zone(text)))
     except ValueError:
         raise CliError(USAGE, f"{flag} {text[:80]!r} is not an IP address") from None
 
@@ -129,7 +137,7 @@ def netns(text: str) -> str:
 
 def ifname(text: str) -> str:
     """Check the name of an interface (15 bytes at most, IFNAMSIZ)."""
-    if not 1 <= len(text.encode()) <= 15 or text in {".", ".."} or any(c in "/:%" or c.isspace() for c in text):
+    if not is_link_name(text):
         raise CliError(
             USAGE, f"--ifname {text[:80]!r} is not an interface name", hint="1 to 15 characters, no space, / or :"
         )

@@ -11,6 +11,7 @@ from typing import Any
 import typer
 
 from netplug.cli import PIPE_CLOSED
+from netplug.errors.printable import printable, printable_lines
 from netplug.names.short_ids import SHORT, short_id
 
 _FOLDED = 6
@@ -23,7 +24,7 @@ ENDLESS = 100_000
 def emit(text: str) -> None:
     """Print a line; end the command quietly if the reader has closed the pipe (``| head``)."""
     try:
-        sys.stdout.write(text + "\n")
+        sys.stdout.write(printable_lines(text) + "\n")
         sys.stdout.flush()
     except BrokenPipeError:
         # Python flushes stdout again at its end, and would report an error.
@@ -33,7 +34,7 @@ def emit(text: str) -> None:
 
 def confirmed(text: str) -> bool:
     """Ask the user on stderr whether to go on, as Docker does; the end of the input is no."""
-    typer.echo(f"{text}\nAre you sure you want to continue? [y/N] ", nl=False, err=True)
+    typer.echo(f"{printable_lines(text)}\nAre you sure you want to continue? [y/N] ", nl=False, err=True)
     answer = sys.stdin.readline()
     if not answer.endswith("\n"):
         typer.echo(err=True)
@@ -48,7 +49,7 @@ def note(answer: dict[str, Any]) -> None:
 
 def note_line(text: str) -> None:
     """Print a note on stderr."""
-    typer.echo(f"netplug: {text}", err=True)
+    typer.echo(f"netplug: {printable(text)}", err=True)
 
 
 def emit_json(data: Any) -> None:
@@ -62,7 +63,7 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str | Iterable[str]]])
     No value is cut. On a narrow terminal values are folded, in columns with several values (addresses, ports) last.
     """
     terminal = sys.stdout.isatty()
-    cells = [[cell if isinstance(cell, str) else list(cell) for cell in row] for row in rows]
+    cells = [[printable(it) if isinstance(it, str) else list(map(printable, it)) for it in row] for row in rows]
     shown = [[(",".join(it) if isinstance(it, list) else it) if not terminal else it for it in row] for row in cells]
     lines = [[it or [""] if isinstance(it, list) else [it] for it in row] for row in shown]
     return _aligned(columns, lines, terminal=terminal) or _folded(columns, cells, terminal=terminal)

@@ -20,6 +20,8 @@ from netplug.drivers.steps import EVERYTHING, Proto
 from netplug.engine import Engine
 from netplug.engine.records import AttachSpec, Caller, EndpointRecord, FrontEnd, NetworkRecord, NetworkSpec, SubnetSpec
 from netplug.errors import NetplugError, Reportable
+from netplug.errors.json import malformed
+from netplug.errors.printable import printable
 from netplug.errors.validation import wrong
 from netplug.frontends.cni.wire import Call, CniError, Reply, caller_of
 from netplug.frontends.rest.fields import Cidr, Ifname, Ip, Mac, Name, Netns
@@ -149,12 +151,18 @@ class PortIn(_In):
             words = f"port {self.host_port}:{self.container_port}" + (f" and {count - 1} more" if count > 1 else "")
             raise NetplugError("invalid", f"{words}: not all are from 1 to 65535")
         ports = [(self.host_port + n, self.container_port + n) for n in range(count)]
-        protocols = [Proto(word.strip().lower()) for word in self.protocol.split(",")]
+        protocols = [_protocol(word.strip().lower()) for word in self.protocol.split(",")]
         return [
             PortMapping(proto, inner, self.host_ip or None, outer, outer)
             for proto in protocols
             for outer, inner in ports
         ]
+
+
+def _protocol(word: str) -> Proto:
+    if word not in set(Proto):
+        raise NetplugError("invalid", f"protocol {word[:80]!r} must be one of {', '.join(Proto)}")
+    return Proto(word)
 
 
 class EndpointIn(_In):
@@ -166,7 +174,7 @@ class EndpointIn(_In):
 
 
 class ExecIn(_In):
-    container_id: str
+    container_id: Name
     container_name: str = ""
     port_mappings: tuple[PortIn, ...] | None = None
     network: NetworkIn
@@ -192,12 +200,13 @@ class NetavarkService:
     async def answer(self, call: Call) -> Reply:
         """Run the command of a call, and return the reply."""
         try:
-            data = json.loads(call.stdin)
+            data = _decoded(call.stdin)
             match call.netavark:
                 case "create":
                     said = await self._create(data)
                 case "setup":
-                    netns, wanted = _Place(netns=call.env["NETAVARK_NETNS"]).netns, ExecIn.model_validate(data)
+                    netns = _Place(netns=call.env.get("NETAVARK_NETNS", "")).netns
+                    wanted = ExecIn.model_validate(data)
                     async with self._engine.endpoints.one_at_a_time(wanted.endpoint_id):
                         said = await self._setup(wanted, netns, caller_of(call, self._engine.services.runtimes))
                 case "teardown":
@@ -292,9 +301,16 @@ def _status(record: NetworkRecord, built: EndpointRecord, names: dns_records.Res
     }
 
 
+def _decoded(stdin: bytes) -> Any:
+    try:
+        return json.loads(stdin)
+    except (ValueError, RecursionError) as exc:
+        raise NetplugError("invalid", f"the request on stdin is not JSON: {malformed(exc)}") from None
+
+
 def refusal(exc: Exception) -> Reply:
     """Return the reply to a call that failed."""
-    words = _words(exc)
+    words = printable(_words(exc))
     current().fail(_kind(exc), words)
     return Reply(1, json.dumps({"error": words}) + "\n")
 

@@ -8,7 +8,6 @@ makes it.
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,8 @@ from netplug.engine.records import FrontEnd, NetworkSpec, SubnetSpec
 from netplug.frontends.cni.result import Dns, read_resolv_conf
 from netplug.frontends.cni.types import ConfigIn, IpamIn, PortIn, RangeIn, RouteIn, address_texts, section
 from netplug.frontends.cni.wire import CniError, Code, Request
+from netplug.frontends.rest.fields import unicast_mac
+from netplug.ipam.pool import parse_address
 from netplug.names.short_ids import short_id
 
 _OWN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
@@ -98,7 +99,7 @@ def translate(request: Request, drivers: Drivers) -> Wanted:
         ),
         tuple(tuple(dict.fromkeys(one.subnet for one in group)) for group in sets) if sets else None,
         _addresses(request, config),
-        config.runtimeConfig.mac or config.args.cni.mac or request.args.mac.lower() or config.mac,
+        config.runtimeConfig.mac or config.args.cni.mac or _mac_argument(request) or config.mac,
         tuple(_port(port) for port in config.runtimeConfig.portMappings),
         _name(request, config),
         _aliases(request, config),
@@ -223,9 +224,16 @@ def _subnet(one: RangeIn) -> SubnetSpec:
 def _addresses(request: Request, config: ConfigIn) -> tuple[IPAddress, ...]:
     texts = address_texts(request.args.ip.split(","), config.args.cni.ips, config.runtimeConfig.ips)
     try:
-        return tuple(ip_address(text) for text in texts)
+        return tuple(parse_address(text) for text in texts)
     except ValueError as exc:
         raise CniError(Code.CONFIG, "a requested address is none", str(exc)) from None
+
+
+def _mac_argument(request: Request) -> str:
+    try:
+        return unicast_mac(request.args.mac) if request.args.mac else ""
+    except ValueError as exc:
+        raise CniError(Code.ENVIRONMENT, f"CNI_ARGS: MAC {exc}") from None
 
 
 def _port(port: PortIn) -> PortMapping:

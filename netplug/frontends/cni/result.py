@@ -160,8 +160,11 @@ def parse(data: Mapping[str, Any], version: str) -> Result:
     """
     try:
         return _parse(data, str(data.get("cniVersion") or version))
-    except (AttributeError, KeyError, TypeError, ValueError) as exc:
-        raise CniError(Code.DECODE, "a previous result cannot be read", f"{type(exc).__name__}: {exc}") from None
+    except (AttributeError, TypeError, ValueError, OverflowError):
+        why = f"it is not of the form that CNI {version} has"
+    except KeyError as exc:
+        why = f"{exc.args[0]!r} is missing"
+    raise CniError(Code.DECODE, "a previous result cannot be read", why)
 
 
 def _parse(data: Mapping[str, Any], version: str) -> Result:

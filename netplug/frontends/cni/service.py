@@ -18,6 +18,7 @@ from netplug.drivers.steps import IPAddress, IPInterface
 from netplug.engine import Engine
 from netplug.engine.records import AttachSpec, EndpointRecord, FrontEnd, NetworkRecord, SubnetSpec
 from netplug.errors import NetplugError, Reportable
+from netplug.errors.printable import printable
 from netplug.frontends import netavark
 from netplug.frontends.cni import result
 from netplug.frontends.cni.checks import refuse_drift, refuse_unready
@@ -302,5 +303,5 @@ def refusal(exc: Exception, version: str) -> Reply:
     current().fail(_outcome(error.code), str(error))
     log.info("request.refused", code=int(error.code), error=str(error))
     data: dict[str, Any] = {"cniVersion": version} if version else {}
-    data |= {"code": int(error.code), "msg": error.msg}
-    return Reply(1, json.dumps(data | ({"details": error.details} if error.details else {})) + "\n")
+    data |= {"code": int(error.code), "msg": printable(error.msg)}
+    return Reply(1, json.dumps(data | ({"details": printable(error.details)} if error.details else {})) + "\n")

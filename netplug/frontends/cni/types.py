@@ -50,7 +50,7 @@ class IpamIn(_Section):
     """The section of our own IPAM, with host-local's keys. `dataDir` is host-local's, and has no effect."""
 
     type: str = ""
-    ranges: tuple[tuple[RangeIn, ...], ...] = ()
+    ranges: tuple[Annotated[tuple[RangeIn, ...], Field(min_length=1)], ...] = ()
     subnet: Cidr | None = None
     rangeStart: Ip | None = None
     rangeEnd: Ip | None = None
@@ -111,7 +111,7 @@ class RuntimeIn(_Section):
     bandwidth: BandwidthIn | None = None
     ips: Texts = ()
     mac: Mac | Literal[""] = ""
-    ipRanges: tuple[tuple[RangeIn, ...], ...] = ()
+    ipRanges: tuple[Annotated[tuple[RangeIn, ...], Field(min_length=1)], ...] = ()
     dns: RuntimeDnsIn | None = None
     aliases: Texts | dict[str, Texts] = ()
     cgroupPath: str = ""

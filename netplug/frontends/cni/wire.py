@@ -12,8 +12,10 @@ from enum import IntEnum, StrEnum
 from typing import Any
 
 from netplug.drivers.codec import JsonObject
+from netplug.drivers.link_names import is_link_name
 from netplug.engine.host_services import NullRuntimes, Runtimes
 from netplug.engine.records import Caller
+from netplug.errors.json import malformed
 from netplug.frontends.cni.shim import SPEC_VERSIONS
 
 OWN_IPAM = "netplug-ipam"
@@ -245,7 +247,7 @@ def _ifname(env: Mapping[str, str]) -> str:
     value = env.get("CNI_IFNAME", "")
     if not value:
         raise CniError(Code.ENVIRONMENT, "required env variables [CNI_IFNAME] missing")
-    if not 1 <= len(value.encode()) <= 15 or value in {".", ".."} or any(c in "/:" or c.isspace() for c in value):
+    if not is_link_name(value):
         raise CniError(Code.ENVIRONMENT, f"invalid CNI_IFNAME {value[:80]!r}: not a name of 1 to 15 characters")
     return value
 
@@ -253,8 +255,8 @@ def _ifname(env: Mapping[str, str]) -> str:
 def _decode(data: bytes) -> JsonObject:
     try:
         raw = json.loads(data)
-    except ValueError as exc:
-        raise CniError(Code.DECODE, "the network configuration is not JSON", str(exc)) from None
+    except (ValueError, RecursionError) as exc:
+        raise CniError(Code.DECODE, "the network configuration is not JSON", malformed(exc)) from None
     if not isinstance(raw, dict):
         raise CniError(Code.DECODE, "the network configuration is not a JSON object")
     return raw

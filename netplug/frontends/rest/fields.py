@@ -1,15 +1,15 @@
 """Types of the fields of requests, each with its check. An error names the value and what it must be."""
 
 import re
-from ipaddress import ip_address
 from typing import Annotated
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
+from netplug.drivers.link_names import is_link_name
 from netplug.drivers.steps import IPAddress, IPNetwork
 from netplug.engine.network_checks import MOST_LABELS
 from netplug.ipam.errors import IpamError
-from netplug.ipam.pool import parse_network
+from netplug.ipam.pool import parse_address, parse_network
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
 _MAC = re.compile(r"[0-9a-fA-F]{2}(:[0-9a-fA-F]{2}){5}")
@@ -25,20 +25,20 @@ def _name(text: str) -> str:
     return text
 
 
-def _mac(text: str) -> str:
+def unicast_mac(text: str) -> str:
     if not _MAC.fullmatch(text) or int(text[:2], 16) & 1:
         raise ValueError(f"{text[:80]!r} is not a unicast MAC")
     return text.lower()
 
 
 def _ifname(text: str) -> str:
-    if not 1 <= len(text.encode()) <= 15 or text in {".", ".."} or any(c in "/:%" or c.isspace() for c in text):
+    if not is_link_name(text):
         raise ValueError(f"{text[:80]!r} is not an interface name of 1 to 15 characters")
     return text
 
 
 def _netns(text: str) -> str:
-    if not 1 <= len(text.encode()) <= 4095 or "\0" in text or ("/" in text and not text.startswith("/")):
+    if not text.isprintable() or not 1 <= len(text.encode()) <= 4095 or ("/" in text and not text.startswith("/")):
         raise ValueError(f"{text[:80]!r} is neither an absolute path nor a name")
     return text
 
@@ -52,7 +52,7 @@ def _network(value: object) -> IPNetwork:
 
 def _address(value: object) -> IPAddress:
     try:
-        return ip_address(str(value)[:80])
+        return parse_address(str(value)[:80])
     except ValueError:
         raise ValueError(f"{str(value)[:80]!r} is not an IP address") from None
 
@@ -68,7 +68,7 @@ def _labels(found: dict[str, str]) -> dict[str, str]:
 
 Labels = Annotated[dict[str, str], AfterValidator(_labels)]
 Name = Annotated[str, AfterValidator(_name)]
-Mac = Annotated[str, AfterValidator(_mac)]
+Mac = Annotated[str, AfterValidator(unicast_mac)]
 Ifname = Annotated[str, AfterValidator(_ifname)]
 Netns = Annotated[str, AfterValidator(_netns)]
 Cidr = Annotated[IPNetwork, BeforeValidator(_network)]
