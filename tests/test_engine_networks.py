@@ -144,6 +144,15 @@ async def empty_dump() -> list[str]:
         await host.close()
 
 
+async def test_host_beside_containers_leaves_the_gateways_address_to_the_router(host: Host) -> None:
+    host.kernel.foreign.links["eth0"] = ""
+    subnet = SubnetSpec(ip_network("192.168.1.0/24"), ip_address("192.168.1.1"))
+    options = {"mode": "macvlan", "parent": "eth0", "host_access": "true"}
+    made = await host.engine.networks.create(NetworkSpec(NET, "lan", options, (subnet,)))
+    (there,) = made.network.subnets
+    assert (str(there.gateway), str(there.host)) == ("192.168.1.1/24", "192.168.1.2/24")
+
+
 REFUSALS: dict[str, tuple[NetworkSpec, str]] = {
     "twin by id": (NetworkSpec(NET, "red", subnets=(SubnetSpec(),)), "exists already"),
     "twin by name": (NetworkSpec(OTHER, "blue", subnets=(SubnetSpec(),)), "'blue' exists already"),

@@ -129,13 +129,16 @@ class Addressing:
             return Subnet(pool.network)
         for name, address in wanted.aux:
             await self._hold(pool, address, Owner(OwnerKind.AUX, net.id, name), undo)
+        # First: the host's own address is any free one.
+        router = await self._gateway(net, pool, wanted, undo) if gateway or wanted.gateway is not None else None
         host = await self._beside(net, pool, wanted, undo) if net.options.host_access else None
-        if wanted.gateway is None and not gateway:
-            return Subnet(pool.network, host=host)
+        return Subnet(pool.network, router, host)
+
+    async def _gateway(self, net: Network, pool: Pool, wanted: SubnetSpec, undo: AsyncExitStack) -> IPInterface:
+        """Lease the gateway's address, unless another network of the LAN has it."""
         if wanted.gateway is not None and self._routes_for_others(net, pool, wanted.gateway):
-            return Subnet(pool.network, _within(wanted.gateway, pool), host)
-        ours = await self._hold(pool, wanted.gateway, Owner(OwnerKind.GATEWAY, net.id, net.name), undo)
-        return Subnet(pool.network, _within(ours, pool), host)
+            return _within(wanted.gateway, pool)
+        return _within(await self._hold(pool, wanted.gateway, Owner(OwnerKind.GATEWAY, net.id, net.name), undo), pool)
 
     def _routes_for_others(self, net: Network, pool: Pool, gateway: IPAddress) -> bool:
         """Tell whether another network of the LAN, with the same pool, leases the address as its gateway."""
