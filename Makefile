@@ -9,7 +9,7 @@ TESTS := integration
 # Number of integration test files that run in parallel: each has hosts of its own, and mostly waits for engines.
 WORKERS := $(if $(filter integration,$(TESTS)),2,0)
 
-.PHONY: help setup check lowest fmt docs changelog test integration demo lab deb deb-lock deb-test plugin plugin-test fuzz bench clean
+.PHONY: help setup check lowest fmt docs changelog test integration crash demo lab deb deb-lock deb-test plugin plugin-test fuzz bench clean
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 
@@ -50,6 +50,9 @@ test: setup check integration ## run setup, check and integration (as root)
 integration: setup ## run the integration tests with a real dockerd (as root); ARGS="-k ping -x" and TESTS=FILE go to pytest
 	@echo "== integration tests"
 	@$(PYTEST) --numprocesses $(WORKERS) --dist loadfile $(TESTS) $(ARGS)
+
+crash: setup ## kill netplug after every step of all that it does, and count what is left (as root); ARGS="bridge --stride 5"
+	@.venv/bin/python integration/crash.py --json build/crash.json $(ARGS)
 
 demo: setup ## show the main functions on a real dockerd, step by step; leaves no trace (as root)
 	@.venv/bin/python integration/demo.py

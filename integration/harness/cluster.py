@@ -168,6 +168,7 @@ class Cluster:
         self.router = stack.enter_context(Host("router"))
         _forward(self.router)
         self.members: list[Member] = []
+        self._hosts = 0
         self._etcd: Etcd | None = None
 
     @property
@@ -181,7 +182,8 @@ class Cluster:
 
     def prepare(self) -> tuple[Host, Wire]:
         """Add a host without a daemon, and its cable."""
-        number = len(self.members) + 1
+        self._hosts += 1
+        number = self._hosts
         host = self._stack.enter_context(Host(f"member{number}"))
         _forward(host)  # which our daemon turns on and leaves on
         wire = connect(host, self.router, f"198.51.{number}.0/24", f"fd00:51:{number}::/64")

@@ -60,7 +60,7 @@ class Netplug:
             notify.bind(str(address))
             notify.settimeout(POLL_S)
             env = self.env | {"NOTIFY_SOCKET": str(address)}
-            self.process = self.host.popen(self.command(), log=self.log.name, env=env)
+            self.process = self._launch(env)
 
             def ready() -> bool:
                 if not self.running:
@@ -73,6 +73,9 @@ class Netplug:
 
             wait_until(ready, READY_TIMEOUT_S, f"netplug of {self.host.name}", ignoring=(TimeoutError,))
         address.unlink()
+
+    def _launch(self, env: dict[str, str]) -> Process:
+        return self.host.popen(self.command(), log=self.log.name, env=env)
 
     def stop(self) -> None:
         """Stop it in an orderly way (SIGTERM); asserts that it calls that a success."""

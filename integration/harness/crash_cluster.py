@@ -1,0 +1,114 @@
+"""A `Scene` whose host is part of a cluster: beside it there are a real etcd and another host that follows all.
+
+The picture then has what the other host's kernel has of this one, and the keys of all records in etcd.
+"""
+
+import shutil
+from contextlib import ExitStack, suppress
+
+from .cluster import Cluster, Member
+from .crash_scene import Scene
+from .host import CommandError, Host
+from .snapshot import Snapshot, snapshot
+from .wait import wait_until
+
+THERE = ("links", "neighbours", "fdb", "nftables")
+_FOLLOWING_S = 20
+
+
+class ClusterScene(Scene):
+    """One host of a cluster. `there`: the other one."""
+
+    def __init__(self, stack: ExitStack) -> None:
+        self._cluster = Cluster(stack)
+        self.there: Member = self._cluster.add()
+        host, self._wire = self._cluster.prepare()
+        self._third: Member | None = None
+        super().__init__(
+            host,
+            *("--store", self._cluster.etcd.url, "--docker-host", "none"),
+            *("--vtep", self._wire.left, "--host-name", host.name),
+        )
+
+    def _prepare(self) -> None:
+        self.host.run(["sh", "-ec", "ip netns add web; ip -n web link set lo up"])
+
+    @property
+    def hosts(self) -> tuple[Host, ...]:
+        """All hosts, whose names differ from run to run."""
+        return (self.host, self.there.host, *((self._third.host,) if self._third else ()))
+
+    def named(self, taken: Snapshot) -> Snapshot:
+        """Replace what differs from one cluster to another, too."""
+        words = {it["id"]: f"<{it['name']}>" for it in self.there.netplug.client.get("hosts")["hosts"]}
+        found = {}
+        for section, lines in super().named(taken).items():
+            text = "\n".join(lines)
+            for ident, word in words.items():
+                text = text.replace(ident, word)
+            for number, host in enumerate(self.hosts):
+                text = text.replace(host.name, f"HOST{number}")
+            found[section] = tuple(sorted(text.splitlines())) if "tables" not in section else tuple(text.splitlines())
+        return found
+
+    def followed(self) -> None:
+        """Wait until the other host has the networks that this one has."""
+        names = {it["name"] for it in self.netplug.client.get("networks")["networks"]}
+
+        def same() -> bool:
+            return {it["name"] for it in self.there.netplug.client.get("networks")["networks"]} == names
+
+        wait_until(same, _FOLLOWING_S, "the other host follows")
+
+    # Members that come and go
+
+    def leave(self) -> None:
+        """End this host's daemon, have the other forget it, and lose its state: it is as a new machine."""
+        if self.netplug.running:
+            self.netplug.kill()
+        self._bury(self.host.name)
+        shutil.rmtree(self.netplug.state_dir, ignore_errors=True)
+
+    def third_dies(self) -> None:
+        """Have a third host with an endpoint that has been dead for long."""
+        if self._third is None:
+            self._third = self._cluster.add()
+            self._third.host.run(["ip", "netns", "add", "far"])
+        elif not self._third.netplug.running:
+            self._third.netplug.start()
+        third = self._third
+        wait_until(lambda: third.has("blue"), _FOLLOWING_S, "the third has the network")
+        with suppress(CommandError):  # it has not forgotten
+            third.cli("attach", "blue", "--netns", "far", "--name", "far")
+        wait_until(lambda: "far" in self.there.cli("ps"), _FOLLOWING_S, "the third is known")
+        third.netplug.kill()
+        self._pronounce_dead(third.host.name)
+
+    def forget_third(self) -> None:
+        """Forget the third host."""
+        assert self._third
+        self.api("DELETE", "hosts", self._third.host.name, already="no host")
+
+    def _bury(self, name: str) -> None:
+        """Have all records of a dead host deleted."""
+        self._pronounce_dead(name)
+        with suppress(CommandError):
+            self.there.cli("host", "forget", name)
+
+    def _pronounce_dead(self, name: str) -> None:
+        """Have deleted now what etcd deletes when a host's lease ends."""
+        etcd = self._cluster.etcd
+        for it in self.there.netplug.client.get("hosts")["hosts"]:
+            if it["name"] == name:
+                for kind in ("alive", "stopped"):
+                    etcd.delete(f"cluster/{kind}/{it['id']}")
+
+    # Looking
+
+    def take(self) -> Snapshot:
+        """Return all that there is, here and there."""
+        mine = self.look()
+        there = snapshot(self.there.host)
+        shared = self._cluster.etcd.keys("")
+        theirs = {f"there: {name}": there[name] for name in THERE}
+        return self.named(mine | theirs | {"etcd": tuple(sorted(shared))})
