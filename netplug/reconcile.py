@@ -67,6 +67,7 @@ class Reconciler:
 
     def __init__(self, engine: Engine, docker: View | None = None) -> None:
         self._engine = engine
+        self._docker = docker is not None
         self.garbage = GarbageCollector(engine, docker)
 
     # Start
@@ -74,6 +75,8 @@ class Reconciler:
     async def start(self) -> None:
         """Load all records, finish interrupted operations, and repair the kernel."""
         await self.load()
+        if self._docker:
+            self._engine.allocator.guess_session()
         # A failed repair is retried later; meanwhile requests are served.
         await self._engine.supervisor.attempt("reconcile", self._begin())
 

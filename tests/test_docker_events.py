@@ -184,6 +184,7 @@ async def test_view_is_what_docker_has(host: Host, docker: DockerApi) -> None:
         frozenset({NET, OTHER}),
         frozenset({ip_network("10.1.0.0/24")}),
         frozenset(map(ip_address, ("10.1.0.1", "10.1.0.2", "10.1.0.9"))),
+        frozenset({(ip_network("10.1.0.0/24"), NET)}),
     )
     assert (await names.knows(NET), await names.knows("c3" * 32)) == (True, False)
 

@@ -17,7 +17,7 @@ import pytest
 import pytest_asyncio
 from built_in_drivers import DRIVERS
 from docker_client import FIXTURES, Answer, Plugin
-from docker_oracle import GENERIC, End, Ipam, Net, Oracle
+from docker_oracle import GENERIC, NEED_NO_BODY, End, Ipam, Net, Oracle
 from engine_host import led_to
 
 from netplug.drivers import port_ranges
@@ -288,6 +288,54 @@ async def test_what_dockerd_asked_for_is_there(plugin: Plugin, recording: Path, 
         assert replay.named == _names(recording)
     if sticky and replay.ipam:
         assert bool(replay.ipam.returned) == (f"{recording.parent.name}-{recording.stem}" in RETURNS)
+
+
+DELETIONS = {"Leave", "DeleteEndpoint", "DeleteNetwork", "RevokeExternalConnectivity", "ReleaseAddress"}
+"""What Docker sends twice now and then. A pool has a hold for each request for it, so that no release is repeated."""
+
+
+class Nervous(Replay):
+    """A dockerd whose connections break: it repeats each request without its body, and each deletion with it."""
+
+    async def _done(self, path: str, method: str, recorded: Any, body: Any, answer: Answer, row: Any) -> None:
+        await super()._done(path, method, recorded, body, answer, row)
+        before = await self.plugin.state()
+        if method not in NEED_NO_BODY:
+            again = await self.plugin.call(path)
+            assert (again.status, again.error) == (400, "the body is empty") if body else again.status == 200
+        if method in DELETIONS:
+            assert await self.plugin.ok(path, body) == {}
+        assert await self.plugin.state() == before
+
+
+class Restless(Replay):
+    """A netplug that is killed after each of its answers, also while dockerd starts and serves no API yet."""
+
+    _starting = False
+
+    async def _done(self, path: str, method: str, recorded: Any, body: Any, answer: Answer, row: Any) -> None:
+        self._starting = method in {"Activate", "GetCapabilities"} or (self._starting and path.startswith("/Ipam"))
+        await self.plugin.restart()
+        if self._starting:
+            self.plugin.engine.allocator.guess_session()
+        await super()._done(path, method, recorded, body, answer, row)
+
+
+LIFE = [path for path in RECORDINGS if re.match("0[456]|11", path.stem)]
+
+
+@pytest.mark.parametrize("how", [Nervous, Restless])
+@pytest.mark.parametrize("recording", LIFE, ids=lambda path: f"{path.parent.name}-{path.stem}")
+async def test_repeated_requests_and_lost_processes_change_nothing(
+    plugin: Plugin, recording: Path, how: type[Replay]
+) -> None:
+    replay = how(plugin, rewriting=True)
+    before = await plugin.state()
+    for row in _rows(recording):
+        if "path" in row:
+            await replay.request(row["path"], row["body"], row)
+    await replay.end()
+    assert await plugin.state() == before
 
 
 def test_all_recordings_are_there() -> None:

@@ -169,7 +169,10 @@ class Composition:
     @cached_property
     def reconciler(self) -> Reconciler:
         """Compares kernel and records."""
-        return Reconciler(self.engine, self.docker.view if self.docker else None)
+        made = Reconciler(self.engine, self.docker.view if self.docker else None)
+        if self.docker:
+            self.docker.on_return = made.garbage.on_return
+        return made
 
     @cached_property
     def cni(self) -> "CniService":
@@ -261,7 +264,7 @@ class Composition:
         """Answers dockerd."""
         from netplug.docker.container_inference import ContainerInference  # noqa: PLC0415
         from netplug.engine.pools import container_unknown  # noqa: PLC0415
-        from netplug.frontends.docker.network import docker_app  # noqa: PLC0415
+        from netplug.frontends.docker.network import docker_app, unknown  # noqa: PLC0415
 
         return docker_app(
             self.engine,
@@ -269,6 +272,7 @@ class Composition:
             on_lost_request=self.reconciler.garbage.on_lost_request,
             on_ready=self.sandbox_resolvers.serve,
             container_of=ContainerInference(self.engine, self.docker).name if self.docker else container_unknown,
+            own=self.docker.own.calls if self.docker else unknown,
             driver=self.host.settings.driver_name,
         )
 

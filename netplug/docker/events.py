@@ -18,6 +18,7 @@ import structlog
 
 from netplug.docker.engine_api import LostError, connected
 from netplug.docker.fixed_addresses import FixedAddresses
+from netplug.docker.own_docker import OwnDocker
 from netplug.engine import Engine
 from netplug.engine.records import Description, DockerView
 from netplug.errors import NetplugError
@@ -61,7 +62,9 @@ class DockerEvents:
     Attributes:
         root: Docker's data folder; None until known.
         networks: Docker's names of its networks, by id; ``-o name=`` does not change them.
+        own: tells whether it is this Docker that calls the plugin.
         on_lost: is called when Docker's events end.
+        on_return: is called when they come again.
     """
 
     def __init__(
@@ -80,7 +83,10 @@ class DockerEvents:
         self._files = files
         self.root: Path | None = None
         self.networks: dict[str, str] = {}
+        self.own = OwnDocker(docker_host, engine.services.runtimes, engine.services.socket_owners)
         self.on_lost: Callable[[], None] = lambda: None
+        self.on_return: Callable[[], None] = lambda: None
+        self._came = False
 
     async def run(self) -> None:
         """Follow Docker until cancelled."""
@@ -101,8 +107,14 @@ class DockerEvents:
         subscriber = docker.events.subscribe(create_task=False)  # type: ignore[no-untyped-call]
         events = asyncio.ensure_future(docker.events.run(filters=_json(_EVENTS)))
         try:
+            await self.own.learn()
             await self._read_all(docker)
             log.info("docker.connected", url=self._url)
+            if self._came:
+                self.on_return()
+            else:
+                self._engine.allocator.end_guess()  # dockerd serves its API when its replay is over
+            self._came = True
             while (event := await subscriber.get()) is not None:
                 await self._on_event(docker, event)
             self.on_lost()
@@ -186,8 +198,9 @@ class DockerEvents:
         except LostError as exc:
             log.debug("docker.lost", url=self._url, error=str(exc))
             return None
-        ipam = [network["IPAM"] for network in networks if (network.get("IPAM") or {}).get("Driver") == self._driver]
-        configs = [config for item in ipam for config in item.get("Config") or ()]
+        ours = [network for network in networks if (network.get("IPAM") or {}).get("Driver") == self._driver]
+        held = [(network["Id"], config) for network in ours for config in network["IPAM"].get("Config") or ()]
+        configs = [config for _, config in held]
         settings = [item for container in containers for item in _settings(container)]
         texts = [item.get(key) for item in settings for key in ("IPAddress", "GlobalIPv6Address")]
         texts += [config.get("Gateway") for config in configs]
@@ -197,6 +210,7 @@ class DockerEvents:
             frozenset(network["Id"] for network in networks),
             frozenset(ip_network(config["Subnet"]) for config in configs if config.get("Subnet")),
             frozenset(ip_interface(text).ip for text in texts if text),
+            frozenset((ip_network(config["Subnet"]), ident) for ident, config in held if config.get("Subnet")),
         )
 
 

@@ -1,13 +1,13 @@
 """Garbage collection of endpoints, networks, pools and addresses that Docker no longer has.
 
 Docker does not repeat deletions that the plugin missed, and after a crash of dockerd it sends few. It repeats a request
-whose answer was lost, but without its body. So after a restart of either, and after such a request, the records of
-Docker are compared with Docker's lists. Only records from before that moment are considered: objects that are being
-created are not in the lists yet.
+whose answer was lost, but without its body; and a dockerd that has no network of ours does not say that it has started
+anew. So after a restart of either, and after such a request, the records of Docker are compared with Docker's lists.
+Only records from before that moment are considered: objects that are being created are not in the lists yet.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 
 import structlog
@@ -37,11 +37,14 @@ View = Callable[[], Awaitable[DockerView | None]]
 
 @dataclass(frozen=True, slots=True)
 class Suspects:
-    """Objects that may be orphaned. `leases`: of addresses that were requested, but have no endpoint."""
+    """Objects that may be orphaned. `pools`: with their holds.
+
+    `leases`: of addresses that were requested, but have no endpoint.
+    """
 
     endpoints: frozenset[str]
     networks: frozenset[str]
-    pools: frozenset[str]
+    pools: Mapping[str, int]
     leases: tuple[Lease, ...]
 
 
@@ -55,6 +58,7 @@ class GarbageCollector:
         """Addresses of endpoints that were deleted here: their release by Docker may have been missed."""
         self._restarts: asyncio.Queue[Suspects] = asyncio.Queue()
         self._request_lost = asyncio.Event()
+        self._cause = ""
 
     def on_activate(self) -> None:
         """Note a restart of dockerd: endpoints may have died without a notification."""
@@ -62,6 +66,14 @@ class GarbageCollector:
 
     def on_lost_request(self) -> None:
         """Note that Docker repeats a request without its body: what it wanted to delete is not deleted."""
+        self._lost("docker repeated a request without its body")
+
+    def on_return(self) -> None:
+        """Note that Docker's events come again: it may have been killed at work."""
+        self._lost("docker has come back")
+
+    def _lost(self, cause: str) -> None:
+        self._cause = cause
         self._request_lost.set()
 
     async def run(self, suspects: Suspects, repair: Callable[[], Awaitable[None]]) -> None:
@@ -89,7 +101,7 @@ class GarbageCollector:
         while True:
             await self._request_lost.wait()
             self._request_lost.clear()
-            with because("docker repeated a request without its body"):
+            with because(self._cause):
                 await self.after_lost_request(self.suspects())
 
     def suspects(self) -> Suspects:
@@ -98,7 +110,7 @@ class GarbageCollector:
         return Suspects(
             frozenset(r.endpoint.id for r in registry.endpoints() if r.front_end is FrontEnd.DOCKER),
             frozenset(r.network.id for r in registry.networks() if r.front_end is FrontEnd.DOCKER and r.claimed),
-            frozenset(pool.id for pool in allocator.pools() if not pool.holders),
+            {pool.id: pool.holds for pool in allocator.pools()},
             tuple(
                 lease
                 for pool in allocator.pools()
@@ -184,10 +196,14 @@ class GarbageCollector:
                 with because("docker does not have it any more"):
                     await self._delete_network(ident)
         for pool in allocator.pools():
-            if pool.id in suspects.pools and not pool.holders and pool.network not in view.subnets:
-                log.info("pool.orphaned", pool=pool.id)
-                for _ in range(pool.holds):
-                    await allocator.release_pool(pool.id)
+            # A network that Docker does not list may be another Docker's.
+            known = max(sum(subnet == pool.network for subnet, _ in view.holds), pool.network in view.subnets)
+            known = max(known, bool(pool.holders))
+            orphaned = min(suspects.pools.get(pool.id, 0), pool.holds) - known
+            if orphaned > 0:
+                log.info("pool.orphaned", pool=pool.id, holds=orphaned)
+            for _ in range(orphaned):
+                await allocator.release_pool(pool.id)
         for lease in suspects.leases:
             # Not one of the same address that was requested since.
             if allocator.lease(lease.pool, lease.address) is lease:

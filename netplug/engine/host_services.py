@@ -20,6 +20,9 @@ class Runtimes(Protocol):
     def same_runtime(self, one: str, other: str) -> bool:
         """Tell whether two calls are of one runtime; it may have been started anew between them."""
 
+    def process_identity(self, pid: int) -> str:
+        """Return what identifies a process during this boot; raises `OSError`: there is none."""
+
 
 class Plugins(Protocol):
     """Executables of other people's CNI plugins."""
@@ -49,6 +52,9 @@ class NullRuntimes:
 
     def same_runtime(self, one: str, other: str) -> bool:
         return one == other
+
+    def process_identity(self, pid: int) -> str:
+        return str(pid)
 
 
 @dataclass(frozen=True, slots=True)

@@ -173,6 +173,7 @@ class Networks:
                 intent.plan,
                 used,
                 dict(spec.options),
+                claimed=spec.claimed,
                 cluster=spec.cluster,
                 labels=dict(spec.labels),
                 created=spec.created if spec.cluster else time.time_ns() // 1_000_000 / 1000,

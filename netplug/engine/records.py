@@ -74,7 +74,8 @@ class NetworkSpec:
     """A network as asked for. `options`: the raw ``-o key=value``. An empty `id` or `name` is generated.
 
     `cluster`: the name in the cluster of a network that is on several hosts. Each host may have its own id for it.
-    `created`, `origin`, `version`: of a network of the cluster, as it is defined; see `NetworkRecord`.
+    `created`, `origin`, `version`: of a network of the cluster, as it is defined; see `NetworkRecord`. `claimed`: the
+    Docker that we listen to asks for it.
     """
 
     id: str = ""
@@ -88,6 +89,7 @@ class NetworkSpec:
     created: float = 0.0
     origin: Origin | None = None
     version: int = 0
+    claimed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -348,13 +350,14 @@ class DockerView:
     """The objects that Docker has.
 
     `endpoints`: ids, of running containers. `networks`: ids, of all networks. `subnets`: of networks whose IPAM driver
-    we are. `addresses`: of containers, gateways and auxiliaries.
+    we are. `addresses`: of containers, gateways and auxiliaries. `holds`: these subnets, each with its network's id.
     """
 
     endpoints: frozenset[str] = frozenset()
     networks: frozenset[str] = frozenset()
     subnets: frozenset[IPNetwork] = frozenset()
     addresses: frozenset[IPAddress] = frozenset()
+    holds: frozenset[tuple[IPNetwork, str]] = frozenset()
 
     def lacks(self, later: "DockerView") -> bool:
         """Tell whether anything of this view is missing in a later one."""
@@ -366,4 +369,5 @@ class DockerView:
             self.networks | other.networks,
             self.subnets | other.subnets,
             self.addresses | other.addresses,
+            self.holds | other.holds,
         )

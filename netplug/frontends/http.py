@@ -102,6 +102,7 @@ class _Guard:
             await self._app(scope, receive, send)
             return
         with self._requests.answering(self._asker, _verb(scope["method"], scope["path"])) as asked:
+            asked.caller = _caller(scope)
             await uncancellable(self._answer(asked, scope, receive, send))
 
     async def _answer(self, asked: Asked, scope: Scope, receive: Receive, send: Send) -> None:
@@ -151,6 +152,12 @@ def failure_of(exc: Exception, request_id: str) -> Failure:
 
 
 _TOO_LARGE = Failure("too_large", f"the request is larger than {MAX_BODY} bytes")
+
+
+def _caller(scope: Scope) -> int:
+    """Return the process id of the client of a Unix socket, as `AnsweringProtocol` notes it; 0: unknown."""
+    host, number = scope.get("client") or ("?", 0)
+    return 0 if host else int(number)
 
 
 def _verb(method: str, path: str) -> str:

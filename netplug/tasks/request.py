@@ -22,14 +22,15 @@ class Request:
     """A request.
 
     `asker`: "docker", "cni", "netavark", "cli", "cluster", or "netplug". `verb`: as the asker's protocol calls it.
-    `label`: the verb without what differs from request to request. `failure`: kind and reason, if it was refused.
-    `counted`: whether `Requests` has counted it.
+    `label`: the verb without what differs from request to request. `caller`: process id; 0: unknown. `failure`: kind
+    and reason, if it was refused. `counted`: whether `Requests` has counted it.
     """
 
     id: str = ""
     asker: str = ITSELF
     verb: str = ""
     label: str = ""
+    caller: int = 0
     failure: tuple[str, str] | None = None
     since: float = field(default_factory=time.perf_counter)
     counted: bool = False

@@ -22,6 +22,7 @@ from netplug.frontends.docker import wire
 from netplug.frontends.docker.ipam import IpamDriver
 from netplug.frontends.docker.repeated_requests import Repeats
 from netplug.frontends.http import Failure, guard
+from netplug.tasks.request import current
 
 _NAMED = re.compile(r"(-d|--ipam-driver|IPAM by) pynet\b")
 """Where a message names the driver."""
@@ -29,6 +30,8 @@ _STATUS = {"empty": 400, "unknown": 404, "malformed": 400, "slow": 408, "too_lar
 
 
 OnReady = Callable[[str], Awaitable[None]]
+Own = Callable[[int], bool]
+"""Tells whether a process, by its id, is the Docker that we listen to."""
 
 
 async def nothing_to_do(sandbox: str) -> None:
@@ -39,6 +42,11 @@ def nothing_lost() -> None:
     """Do nothing when a request was lost."""
 
 
+def unknown(_: int) -> bool:
+    """Know no Docker."""
+    return False
+
+
 def docker_app(
     engine: Engine,
     *,
@@ -46,6 +54,7 @@ def docker_app(
     on_lost_request: Callable[[], None] = nothing_lost,
     on_ready: OnReady = nothing_to_do,
     container_of: ContainerOf = container_unknown,
+    own: Own = unknown,
     driver: str = "pynet",
 ) -> FastAPI:
     """Return the plugin's app. `driver`: the name by which Docker knows it.
@@ -53,7 +62,8 @@ def docker_app(
     `on_activate`: called when dockerd has started. `on_lost_request`: called when dockerd repeats a request without its
     body, see docs/docker.md. Both may only schedule work, since dockerd waits for the answer.
     `on_ready`: called with the sandbox when Docker asks for the state of an endpoint; engine 28 and later do so before
-    the container starts. `container_of`: infers which container asks for an address of a pool.
+    the container starts. `container_of`: infers which container asks for an address of a pool. `own`: tells
+    whether the Docker that calls is the one that we listen to.
     """
     app = FastAPI(title="netplug Docker plugin", strict_content_type=False, redirect_slashes=False)
 
@@ -63,7 +73,7 @@ def docker_app(
         return _render(failure, driver)
 
     guard(app, render, engine.requests, FrontEnd.DOCKER)
-    network, ipam, repeats = NetworkDriver(engine, on_ready), IpamDriver(engine, container_of), Repeats()
+    network, ipam, repeats = NetworkDriver(engine, on_ready, own), IpamDriver(engine, container_of), Repeats()
 
     async def activate() -> wire.Activated:
         """Note that dockerd has started: it asks once in its life, except for managed plugins."""
@@ -101,9 +111,10 @@ def _render(failure: Failure, driver: str) -> Response:
 class NetworkDriver:
     """The methods of the protocol, each one use case of the engine."""
 
-    def __init__(self, engine: Engine, on_ready: OnReady = nothing_to_do) -> None:
+    def __init__(self, engine: Engine, on_ready: OnReady = nothing_to_do, own: Own = unknown) -> None:
         self._engine = engine
         self._on_ready = on_ready
+        self._own = own
 
     def methods(self) -> dict[str, Callable[..., Awaitable[wire.Wire]]]:
         """Return the methods by their names in the protocol. The busiest come first: routes are searched in order."""
@@ -152,7 +163,9 @@ class NetworkDriver:
     async def create_network(self, request: wire.CreateNetwork) -> wire.Empty:
         options = self._engine.drivers.parse(request.raw())
         _refuse_ranking(options.metric, options.gw_priority)
-        await self._engine.networks.create(request.to_spec())
+        # Before the work: Docker may be killed meanwhile, and never know of the network.
+        spec = replace(request.to_spec(), claimed=self._own(current().caller))
+        await self._engine.networks.create(spec)
         return wire.Empty()
 
     async def delete_network(self, request: wire.NetworkRef) -> wire.Empty:
