@@ -50,6 +50,7 @@ class Allocator(Retention):
         self._store = store
         self._clock = clock
         self.called: Callable[[Owner], str] = str
+        self._guessed = False
         self._spaces = {space.name: space for space in spaces}
         self._start = start
         self._clear()
@@ -85,8 +86,22 @@ class Allocator(Retention):
         From now on a `request_pool` claims one of the pool's existing holds, before it adds a new one. Each lease in a
         pool with holds can be requested once more by its address; that confirms the lease and keeps its owner.
         """
+        self._guessed = False
         for ledger in self._ledgers.values():
             ledger.begin_session()
+
+    def guess_session(self) -> None:
+        """Begin a session at our own start: dockerd may be in the midst of its replay, and does not begin anew."""
+        self.begin_session()
+        self._guessed = True
+
+    def end_guess(self) -> None:
+        """End a session that was only guessed. All remains, since dockerd may have replayed to our predecessor."""
+        if self._guessed:
+            for ledger in self._ledgers.values():
+                ledger.forgotten()
+                ledger.unreplayed = 0
+        self._guessed = False
 
     async def end_session(self, known: Collection[IPNetwork] = ()) -> None:
         """End the replay: what dockerd has not requested again, it no longer knows.
