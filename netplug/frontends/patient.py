@@ -24,7 +24,7 @@ log = structlog.get_logger(__name__)
 
 REQUEST_S = 30.0
 """What a request may take, from its first byte to its last. Clients on this host send it at once."""
-READ_S = 60.0
+READ_S = 30.0
 """How long a client may read nothing of an answer that has no room in the socket's buffers: it may be a pager."""
 
 Render = Callable[[Failure], tuple[bytes, str]]

@@ -65,7 +65,9 @@ def docker_app(
     the container starts. `container_of`: infers which container asks for an address of a pool. `own`: tells
     whether the Docker that calls is the one that we listen to.
     """
-    app = FastAPI(title="netplug Docker plugin", strict_content_type=False, redirect_slashes=False)
+    app = FastAPI(
+        title="netplug Docker plugin", docs_url=None, redoc_url=None, strict_content_type=False, redirect_slashes=False
+    )
 
     def render(failure: Failure) -> Response:
         if failure.kind == "empty":
