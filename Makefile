@@ -9,7 +9,7 @@ TESTS := integration
 # Number of integration test files that run in parallel: each has hosts of its own, and mostly waits for engines.
 WORKERS := $(if $(filter integration,$(TESTS)),2,0)
 
-.PHONY: help setup check lowest fmt docs changelog test integration crash demo lab deb deb-lock deb-test engines plugin plugin-test fuzz bench clean
+.PHONY: help setup check lowest fmt docs changelog test integration crash demo lab deb deb-lock deb-test engines plugin plugin-test fuzz hostile bench clean
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 
@@ -88,6 +88,10 @@ fuzz: $(VENV) ## look for packets and requests that are answered wrongly, for so
 	        --corpus build/fuzz/$$target --crashes tests/fixtures/dns_fuzz/$$target || failed="$$failed $$target"; \
 	done; NETPLUG_FUZZ=10 $(PYTEST) --quiet --timeout=3600 tests/test_hostile_*.py || failed="$$failed requests"; \
 	[ -z "$$failed" ] || { echo "fuzz: broken:$$failed; see tests/fixtures/dns_fuzz" >&2; exit 1; }
+
+hostile: $(VENV) ## ask the APIs EXAMPLES=100 requests of each kind for each operation, out of SEED=…
+	@NETPLUG_HOSTILE_EXAMPLES=$(or $(EXAMPLES),100) NETPLUG_HOSTILE_SEED=$(or $(SEED),$$RANDOM) \
+	    $(PYTEST) -s integration/test_hostile_http.py $(ARGS)
 
 bench: setup ## compare with Docker's own bridge, the reference CNI plugins, and other tunnels and name servers (as root)
 	@bash packaging/setup.sh bench
