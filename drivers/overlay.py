@@ -101,7 +101,7 @@ class OverlayDriver(BridgeDriver):
         vtep = _vtep(host)
         if peer.vtep.version != vtep.version:
             raise _bad(peer, f"VTEP {peer.vtep} is an IPv{peer.vtep.version} address, this host's is {vtep}")
-        if peer.vtep == vtep or peer.vtep.is_loopback or peer.vtep.is_multicast or peer.vtep.is_unspecified:
+        if peer.vtep == vtep or _nobodys(peer.vtep):
             raise _bad(peer, f"VTEP {peer.vtep} is not an address of another host")
         if not fullmatch(r"[0-9a-f][02468ace](:[0-9a-f]{2}){5}", peer.mac) or peer.mac in {NO_MAC, self.mac(net)}:
             raise _bad(peer, f"MAC {peer.mac!r} is not valid for an endpoint")
@@ -132,6 +132,12 @@ class OverlayDriver(BridgeDriver):
 def _has_fast_path(net: Network) -> bool:
     """Return whether the fast path's checks suffice: anti-spoofing and icc are on, and the bridge is ours alone."""
     return net.options.spoofchk and net.options.icc and not net.options.bridge
+
+
+def _nobodys(address: IPAddress) -> bool:
+    """Return whether an address can be no host's: also of the reserved block of IPv4, with the broadcast address."""
+    reserved = address.version == 4 and address.is_reserved
+    return address.is_loopback or address.is_multicast or address.is_unspecified or reserved
 
 
 def _vtep(host: HostFacts) -> IPAddress:

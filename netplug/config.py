@@ -23,7 +23,7 @@ from netplug.dns.forward_rules import Rule
 from netplug.dns.wire import ROOT, to_wire
 from netplug.errors import NetplugError
 from netplug.errors.validation import shown, wrong
-from netplug.setting_values import AddressPool, address_and_port, check_socket, group_id
+from netplug.setting_values import AddressPool, address_and_port, check_socket, group_id, subnet_or_link
 from netplug.store.access import SCHEME, EtcdAccess, without_password
 
 DEFAULT_FILE = Path("/etc/netplug/netplug.toml")
@@ -55,6 +55,8 @@ class Settings(BaseModel):
     etcd_password: SecretStr = SecretStr("")
     etcd_for_containers: bool = False
     """Whether containers may connect to the store's endpoints."""
+    cluster_allow: tuple[str, ...] = ()
+    """Subnets beyond private ones, and bridges of this host, that networks defined by other hosts may have."""
     docker_host: str = "unix:///var/run/docker.sock"
     host_name: str = ""
     vtep: str = ""
@@ -250,6 +252,17 @@ class Settings(BaseModel):
             raise ValueError("is not a list of ADDRESS[#PORT] or DOMAIN=ADDRESS[#PORT]")
         for text in texts:
             Rule.parse(str(text))
+        return tuple(map(str, texts))
+
+    @field_validator("cluster_allow", mode="before")
+    @classmethod
+    def _allowed(cls, value: object) -> tuple[str, ...]:
+        """Parse a list of texts, or one text with items separated by spaces (environment)."""
+        texts = value.split() if isinstance(value, str) else value
+        if not isinstance(texts, list | tuple):
+            raise ValueError("is not a list of CIDR or names of bridges")
+        for text in texts:
+            subnet_or_link(str(text))
         return tuple(map(str, texts))
 
     @field_validator("http")

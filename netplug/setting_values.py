@@ -91,3 +91,15 @@ def group_id(group: str) -> int:
         return grp.getgrnam(group).gr_gid
     except KeyError:
         raise ValueError("is no group of this host; groupadd makes one") from None
+
+
+def subnet_or_link(text: str) -> None:
+    """Refuse what is neither a subnet nor may be the name of a link.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    if "/" in text:
+        ip_network(text)
+    elif not re.fullmatch(r"[^\s/:]{1,15}", text):
+        raise ValueError(f"{text!r} is neither a subnet nor the name of a bridge")

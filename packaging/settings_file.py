@@ -21,6 +21,7 @@ SAMPLES = {
     "etcd_key": "/etc/netplug/etcd-client-key.pem",
     "etcd_user": "netplug",
     "etcd_password": "secret",
+    "cluster_allow": "192.0.2.0/24",
     "host_name": "host1",
     "vtep": "eth1",
     "dns_upstream": "192.0.2.53",

@@ -44,6 +44,14 @@ _EtcdForContainers = Annotated[
     bool | None,
     typer.Option("--etcd-for-containers", help="Allow containers to connect to etcd's endpoints. [refused]"),
 ]
+_ClusterAllow = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="CIDR|BRIDGE",
+        help="Subnet that is not private, or bridge of this host, that networks of other hosts may have; may be "
+        "repeated. [none]",
+    ),
+]
 _DockerHost = Annotated[
     str | None,
     typer.Option(
@@ -121,6 +129,7 @@ def serve(
     etcd_cert: _EtcdCert = None,
     etcd_key: _EtcdKey = None,
     etcd_for_containers: _EtcdForContainers = None,
+    cluster_allow: _ClusterAllow = None,
     docker_host: _DockerHost = None,
     host_name: _HostName = None,
     vtep: _Vtep = None,

@@ -216,7 +216,7 @@ class Membership:
                 except StoreError as exc:
                     log.warning("record.poisoned", key=key, error=str(exc))
             epoch = max(before.epoch if before else 0, self.epoch) + 1 if begin else self.epoch
-            since = before.since if before and before.vtep == self.vtep else revision
+            since = next((it.since for it in (before, self._written) if it and it.vtep == self.vtep), revision)
             record = HostRecord(
                 self._name,
                 self.vtep,
@@ -283,15 +283,20 @@ class Membership:
                 await self._report_refusal(str(exc))
 
     async def ensure(self) -> None:
-        """Register if this host has no record: at the first start, or after the record was deleted.
+        """Register if this host has no record: at the first start, or after the record was deleted; restore its own.
 
         Raises:
             StoreError: the store does not answer, or refuses.
         """
         if self.epoch and self.me not in self._view.hosts():
             log.warning("host.forgotten", host=short(self.me))
-        if not self.epoch or self.me not in self._view.hosts():
+        seen = self._view.hosts().get(self.me)
+        if not self.epoch or seen is None:
             await self.register()
+        elif self._written and (seen.vtep, seen.name) != (self._written.vtep, self._written.name):
+            # Another host wrote it, to get what is sent to this one. If it is only older, this writes the same again.
+            log.warning("host.record_changed", host=short(self.me), name=seen.name, vtep=str(seen.vtep))
+            await self._write(begin=False)
 
     async def leave(self) -> None:
         """Revoke the leases, and write that the daemon was stopped; the data plane stays.

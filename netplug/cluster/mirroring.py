@@ -16,6 +16,7 @@ from netplug.cluster.catalogue import Catalogue
 from netplug.cluster.claims import CircuitBreaker
 from netplug.cluster.definition_changes import to_follow
 from netplug.cluster.following import Followed, Following
+from netplug.cluster.foreign_networks import Allowed, refuse_foreign
 from netplug.cluster.identity import AdmissionGate
 from netplug.cluster.records import IDENTITY, NETWORKS, Definition, ident_of, parse, rewritten, version_of
 from netplug.cluster.view import View
@@ -38,7 +39,8 @@ class Mirroring:
     """Builds networks that are defined, and takes down those that are not defined any more.
 
     `lock`: held while networks of the cluster change. `expected_from_docker`: until when (time of the loop) a network
-    is not built, since Docker is about to create it. `on_update`: called after a network was updated.
+    is not built, since Docker is about to create it. `on_update`: called after a network was updated. `allowed`: what
+    networks that other hosts have defined may have here.
     """
 
     def __init__(
@@ -54,6 +56,7 @@ class Mirroring:
         self.catalogue = catalogue
         self.lock = asyncio.Lock()
         self.on_update: Callable[[], None] = lambda: None
+        self.allowed = Allowed()
         self._following = following
         self._behind: dict[str, str] = {}
         self.expected_from_docker: dict[str, float] = {}
@@ -197,6 +200,8 @@ class Mirroring:
                 await self.catalogue.restore(ident, Definition.of(record), record)
             return
         try:
+            if definition.version > record.version:
+                await self._refuse_foreign(definition, record)
             await self.follow(ident, definition)
         except Exception as exc:
             known = isinstance(exc, Reportable | StoreError)
@@ -226,6 +231,7 @@ class Mirroring:
     async def _build(self, ident: str, definition: Definition) -> None:
         absent = self._engine.registry.absent
         try:
+            await self._refuse_foreign(definition)
             await self._engine.networks.build(definition.to_spec(ident))
         except Exception as exc:
             if not isinstance(exc, Reportable):
@@ -237,6 +243,11 @@ class Mirroring:
             absent.pop(definition.name, None)
             await self.catalogue.remove_tombstone(ident)
             self._view.touch(ident)
+
+    async def _refuse_foreign(self, definition: Definition, record: NetworkRecord | None = None) -> None:
+        """Refuse a definition with what this host does not allow others. `record`: the network as it is here."""
+        host = await self._engine.base_plan.read_host()
+        refuse_foreign(definition, record.network if record else None, self.allowed, self._engine.drivers, host)
 
     async def _take_down(self, record: NetworkRecord) -> None:
         ident = ident_of(record)

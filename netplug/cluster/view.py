@@ -242,10 +242,12 @@ class View:
         elif key.startswith(HOSTS):
             ident, before = key.removeprefix(HOSTS), self._hosts.get(key.removeprefix(HOSTS))
             self._set(self._hosts, ident, record and parse(HostRecord, record))
-            if (before and before.vtep) != (self._hosts[ident].vtep if ident in self._hosts else None):
+            now = self._hosts.get(ident)
+            if (before and before.vtep) != (now and now.vtep):
                 self._touch_networks_of(ident)
             self._find_duplicate_vteps()
-            self.redefined |= record is None
+            # A host whose record goes, or changes, looks whether it was its own doing.
+            self.redefined |= now is None or (before is not None and (before.vtep, before.name) != (now.vtep, now.name))
             self.changed.set()
         elif key == IDENTITY or key.startswith(RECOVERED):
             self._apply_identity(key, str(record.value.get("id", "")) if record else "")

@@ -133,6 +133,7 @@ async def _engine(host: Host, leases: LeaseStore) -> Engine:
 async def _compose_cluster(host: Host, shared: "Shared", *, docker: bool) -> "Composition":
     from netplug.cluster.claims import SharedLeases  # noqa: PLC0415 - a host alone need not wait for all these
     from netplug.cluster.cluster import Cluster  # noqa: PLC0415
+    from netplug.cluster.foreign_networks import Allowed  # noqa: PLC0415
     from netplug.cluster.identity import AdmissionGate  # noqa: PLC0415
     from netplug.cluster.underlay import Underlay  # noqa: PLC0415
     from netplug.cluster.vtep import Finder  # noqa: PLC0415
@@ -144,6 +145,7 @@ async def _compose_cluster(host: Host, shared: "Shared", *, docker: bool) -> "Co
     finder = Finder(settings.vtep, settings.etcd or EtcdAccess(()))
     underlay = Underlay(engine, store, finder, shared.vtep)
     cluster = Cluster(engine, store, gate, leases, identity=identity, name=settings.host_name, underlay=underlay)
+    cluster.mirroring.allowed = Allowed.parse(settings.cluster_allow)
     return Composition(host, engine, cluster, {"sqlite": store.times, "etcd": shared.times}, docker=docker)
 
 
