@@ -4,7 +4,7 @@ It returns None for anything unusual, and `slow_path` decides. Otherwise its res
 upstream, is exactly that of `slow_path`; a test asserts this for arbitrary octets. A query takes about a microsecond.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from time import monotonic
 
 from . import special_use, wire
@@ -170,7 +170,7 @@ def _is_external(view: View, data: bytes, name: bytes, kind: bytes) -> bool:
     )
 
 
-def _make_ready(view: View, data: bytes, end: int, head: bytes, records: list[bytes], opt: bytes) -> None:
+def _make_ready(view: View, data: bytes, end: int, head: bytes, records: Sequence[bytes], opt: bytes) -> None:
     """Store the answers to a query in `view`, each without the message id."""
     if data[2:10] not in READY_FLAGS:
         return

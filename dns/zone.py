@@ -6,8 +6,8 @@ Names: ``web``, ``web.blue`` and ``web.blue.netplug.internal`` for container web
 ``_http._tcp.`` in front for services; reverse names of addresses; ``host.netplug.internal`` for the host's addresses.
 """
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from weakref import WeakSet, WeakValueDictionary
 
 from . import special_use, wire
@@ -75,13 +75,22 @@ class Network:
     rank: tuple[int, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Share:
-    """The records that one endpoint contributes to a name. `weak`: used only if no other endpoint has the name."""
+    """The records that one endpoint contributes to names, by its id.
 
+    Attributes:
+        source: the endpoint's id; empty for the network itself.
+        weak: used only if no other endpoint has the name.
+        node: the node of the names that no other endpoint has. They share it: an endpoint has a dozen names with the
+            same records, and each node of its own would take half a kilobyte.
+    """
+
+    source: str
     records: tuple[Record, ...]
     healthy: bool = True
     weak: bool = False
+    node: Node | None = field(default=None, init=False, compare=False, repr=False)
 
 
 class Index:
@@ -107,8 +116,8 @@ class Index:
         self._domain = domain
         self._suffixes = _suffixes(network.name, domain)
         self.zone = self._suffixes[1] if len(self._suffixes) > 1 else b""
-        self._shares: dict[bytes, dict[str, _Share]] = {}
-        self._names: dict[str, frozenset[bytes]] = {}
+        self._shares: dict[bytes, tuple[_Share, ...]] = {}
+        self._names: dict[str, tuple[bytes, ...]] = {}
         self._put("", self._own(tuple(apex)))
 
     def add(self, entry: Entry) -> None:
@@ -124,52 +133,75 @@ class Index:
             self._put(entry_id, {})
 
     def _put(self, source: str, new: Mapping[bytes, _Share]) -> None:
-        before = self._names.pop(source, frozenset())
-        for name in before - new.keys():
-            shares = self._shares[name]
-            del shares[source]
-            if not shares:
-                del self._shares[name]
+        before = self._names.pop(source, ())
+        for name in before:
+            if name not in new:
+                self._withdraw(name, source)
         for name, share in new.items():
-            self._shares.setdefault(name, {})[source] = share
+            self._contribute(name, share)
         if new:
-            self._names[source] = frozenset(new)
-        for name in before | new.keys():
+            self._names[source] = tuple(new)
+        for name in {*before, *new}:
             self._rebuild(name)
 
+    def _withdraw(self, name: bytes, source: str) -> None:
+        if left := tuple(share for share in self._shares[name] if share.source != source):
+            self._shares[name] = left
+        else:
+            del self._shares[name]
+
+    def _contribute(self, name: bytes, new: _Share) -> None:
+        """Add a share; one of the same endpoint is replaced, and stays where it is in the order."""
+        before = self._shares.get(name, ())
+        if any(share.source == new.source for share in before):
+            self._shares[name] = tuple(new if share.source == new.source else share for share in before)
+        else:
+            self._shares[name] = (*before, new)
+
     def _rebuild(self, name: bytes) -> None:
-        shares = _used(self._shares.get(name, {}))
+        shares = _used(self._shares.get(name, ()))
+        removed = False
         if not shares:
             removed = self.nodes.pop(name, None) is not None
+        elif len(shares) == 1:
+            (share,) = shares
+            if share.node is None:
+                share.node = self._node(shares)
+            self.nodes[name] = share.node
         else:
-            removed = False
-            by_kind: dict[bytes, dict[bytes, None]] = {}
-            for share in shares:
-                for record in share.records:
-                    packed = wire.pack(wire.TO_QUESTION, record, self.network.ttl_s)
-                    by_kind.setdefault(wire.key(record.type), {})[packed] = None
-            # PTR records are not rotated: the first name of an address is its main one.
-            self.nodes[name] = {kind: RRset(tuple(records), turning=kind != _PTR) for kind, records in by_kind.items()}
+            self.nodes[name] = self._node(shares)
         for view in self.views:
             view.forget(name, removed=removed)
+
+    def _node(self, shares: Iterable[_Share]) -> Node:
+        by_kind: dict[bytes, dict[bytes, None]] = {}
+        for share in shares:
+            for record in share.records:
+                packed = wire.pack(wire.TO_QUESTION, record, self.network.ttl_s)
+                by_kind.setdefault(wire.key(record.type), {})[packed] = None
+        # PTR records are not rotated: the first name of an address is its main one.
+        return {kind: RRset(tuple(records), turning=kind != _PTR) for kind, records in by_kind.items()}
 
     def _own(self, apex: tuple[Record, ...]) -> dict[bytes, _Share]:
         """Return the network's own names: the domain, the host, and its zone."""
         host = b"\x04host" + self._domain
-        shares = {self._domain: _Share(apex), host: _Share(tuple(map(wire.address, self.network.hosts)))}
-        shares |= {wire.reverse(address): _Share((Record(wire.PTR, host),)) for address in self.network.hosts}
+        shares = {self._domain: _Share("", apex), host: _Share("", tuple(map(wire.address, self.network.hosts)))}
+        shares |= {wire.reverse(address): _Share("", (Record(wire.PTR, host),)) for address in self.network.hosts}
+        nothing = _Share("", ())
         for suffix in self._suffixes[1:]:
-            _add_parents(shares, suffix, _limit(suffix, self._domain))
-            shares.setdefault(suffix, _Share(()))
+            _add_parents(shares, suffix, _limit(suffix, self._domain), nothing)
+            shares.setdefault(suffix, nothing)
         return shares
 
     def _names_of(self, entry: Entry) -> dict[bytes, _Share]:
         shares: dict[bytes, _Share] = {}
         refused: list[str] = []
         records = tuple(map(wire.address, entry.addresses))
+        strong = _Share(entry.id, records, entry.healthy)
+        nothing, weak = _Share(entry.id, ()), replace(strong, weak=True)
         main = b""
         for text in dict.fromkeys((*entry.names, entry.short)) if entry.short else entry.names:
-            addresses = _Share(records, entry.healthy, weak=text not in entry.names)
+            addresses = strong if text in entry.names else weak
             name = b""
             for suffix in self._suffixes:
                 try:
@@ -182,9 +214,9 @@ class Index:
                     continue
                 name = longer
                 shares[name] = addresses
-                _add_parents(shares, name, suffix)
+                _add_parents(shares, name, suffix, nothing)
                 for service in entry.services:
-                    self._add_service(shares, service, name, addresses)
+                    self._add_service(shares, service, name, addresses, nothing)
             main = main or name
         self._add_reverse(shares, entry, main)
         self.refused.pop(entry.id, None)
@@ -210,17 +242,19 @@ class Index:
                 continue
         records = tuple(Record(wire.PTR, target) for target in targets if target == main or target in shares)
         for address in entry.addresses if records else ():
-            shares[wire.reverse(address)] = _Share(records)
+            shares[wire.reverse(address)] = _Share(entry.id, records)
 
     @staticmethod
-    def _add_service(shares: dict[bytes, _Share], service: Service, target: bytes, like: _Share) -> None:
+    def _add_service(
+        shares: dict[bytes, _Share], service: Service, target: bytes, like: _Share, nothing: _Share
+    ) -> None:
         try:
             name = _joined(wire.to_wire(f"_{service.name}._{service.proto}"), target)
         except ValueError:
             return
         before = shares[name].records if name in shares else ()
         shares[name] = replace(like, records=(*before, wire.srv(service.port, target)))
-        _add_parents(shares, name, target)
+        _add_parents(shares, name, target, nothing)
 
 
 class Zones:
@@ -299,8 +333,8 @@ def _joined(name: bytes, suffix: bytes) -> bytes:
     return joined
 
 
-def _add_parents(shares: dict[bytes, _Share], name: bytes, limit: bytes) -> None:
-    """Add the parents of a name up to `limit`, as empty non-terminals (RFC 8020).
+def _add_parents(shares: dict[bytes, _Share], name: bytes, limit: bytes, nothing: _Share) -> None:
+    """Add the parents of a name up to `limit`, as empty non-terminals (RFC 8020). `nothing`: a share of no record.
 
     If `limit` is the root, no parent is added: the name is in no zone of ours.
     """
@@ -308,7 +342,7 @@ def _add_parents(shares: dict[bytes, _Share], name: bytes, limit: bytes) -> None
         return
     at = name[0] + 1
     while at < len(name) - len(limit):
-        shares.setdefault(name[at:], _Share(()))
+        shares.setdefault(name[at:], nothing)
         at += name[at] + 1
 
 
@@ -326,11 +360,11 @@ def _suffixes(network: str, domain: bytes) -> list[bytes]:
         return [wire.ROOT]
 
 
-def _used(shares: Mapping[str, _Share]) -> list[_Share]:
+def _used(shares: Sequence[_Share]) -> Sequence[_Share]:
     """Return the shares of a name that are used. A weak share is used only if it is the only one."""
-    strong = [share for share in shares.values() if not share.weak]
+    strong = [share for share in shares if not share.weak]
     if not strong:
-        return list(shares.values()) if len(shares) == 1 else []
+        return shares if len(shares) == 1 else []
     healthy = [share for share in strong if share.healthy]
     return healthy if any(share.records for share in healthy) else strong
 
