@@ -44,6 +44,7 @@ from netplug.cluster.records import HOSTS, HostRecord, as_put
 from netplug.kernel.host import socket_filters
 from netplug.kernel.netlink import rtnl, watch
 from netplug.kernel.netlink.connection import NETLINK_NETFILTER, Netlink
+from netplug.kernel.netlink.link_filter import chatter_filter
 
 MOST_PERCENT = 10.0
 TRIES, ATTACHES, FLOWS, PORT = 5, 30, 1000, 5353
@@ -147,7 +148,7 @@ def heard(host: Host, work: Callable[[], float]) -> tuple[Heard, float]:
 
     found = []
     with in_netns(host.netns, listening) as sock:
-        socket_filters.attach(sock, watch.without_chatter())
+        socket_filters.attach(sock, chatter_filter({1500}))
         result = work()
         sock.setblocking(False)
         with suppress(BlockingIOError):

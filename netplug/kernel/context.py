@@ -10,6 +10,7 @@ from netplug.kernel.firewall.table_reader import TableReader
 from netplug.kernel.handlers import LoopLane
 from netplug.kernel.host.ports import Ports
 from netplug.kernel.host.relays import Relays
+from netplug.kernel.host.sysctl_watch import SysctlWatch
 from netplug.kernel.links.announcements import Announcements
 from netplug.kernel.links.forwarding_entries import ForwardingEntries
 from netplug.kernel.links.reaper import Reaper
@@ -37,3 +38,4 @@ class Context:
     ports: Ports
     relays: Relays
     resolvers: Resolvers
+    sysctls: SysctlWatch

@@ -61,6 +61,7 @@ from netplug.kernel.host.ports import Ports
 from netplug.kernel.host.relays import Relays
 from netplug.kernel.host.resolution import HostResolution
 from netplug.kernel.host.runtime_reservations import PortReservations
+from netplug.kernel.host.sysctl_watch import SysctlWatch
 from netplug.kernel.links import handlers as links
 from netplug.kernel.links.announcements import Announcements
 from netplug.kernel.links.conflict_probe import SegmentProbe
@@ -70,7 +71,7 @@ from netplug.kernel.links.traffic import LinkTraffic
 from netplug.kernel.netlink import rtnl
 from netplug.kernel.netlink.changes import KernelChanges
 from netplug.kernel.netlink.connection import NETLINK_NETFILTER, Netlink
-from netplug.kernel.netlink.watch import ForeignChanges, PortFlags
+from netplug.kernel.netlink.watch import ForeignChanges, LinkState, PortFlags
 from netplug.kernel.probes.api import PROBING
 from netplug.kernel.probes.prober import WorkerProbes
 from netplug.kernel.progress import Progress
@@ -126,6 +127,7 @@ class LinuxKernel:
         self._ports = Ports(keeper)
         self._relays = Relays(self._ports)
         self._resolvers = Resolvers()
+        self._sysctls = SysctlWatch(self._note_change)
         self._flows = Conntrack()
         self._tables = Tables()
         self._looking = TableReader(Netlink.open(NETLINK_NETFILTER))
@@ -134,9 +136,9 @@ class LinuxKernel:
         self._forwarding = ForwardingEntries()
         self._announcements = Announcements(self._nl)
         self._handlers = Handlers()
-        self._requests = RequestLane(self._handlers, self._reaper)
+        self._requests = RequestLane(self._handlers, self._reaper, self._expect)
         self._foreign = ForeignChanges(
-            self._is_ours,
+            self._wanted,
             self._is_own_work,
             self._forwarding.is_foreign_change,
             self._requests.hairpins.__contains__,
@@ -169,6 +171,7 @@ class LinuxKernel:
             ports=self._ports,
             relays=self._relays,
             resolvers=self._resolvers,
+            sysctls=self._sysctls,
         )
         self._handlers.make(HANDLERS, context)
         self._handlers.require(BUILT_IN)
@@ -201,8 +204,8 @@ class LinuxKernel:
             kernel._register(packages)
             await kernel._reaper.sweep()
             found = await asyncio.to_thread(rtnl.links, kernel._nl)
-            ports = {it.index: PortFlags(it.hairpin, it.isolated, not it.learning) for it in found if it.master}
-            kernel._foreign.open({link.index: link.mtu for link in found}, ports)
+            ports = {it.index: PortFlags(it.hairpin, it.isolated, not it.learning, it.up) for it in found if it.master}
+            kernel._foreign.open({it.index: LinkState(it.mtu, it.mac) for it in found}, ports)
         except BaseException:
             await kernel.close()
             raise
@@ -291,13 +294,19 @@ class LinuxKernel:
         """Wait until all links whose removal was asked for are gone."""
         await self._reaper.settle()
 
-    def _is_ours(self, name: str) -> bool:
-        return name in self._requests.links and not self._reaper.has(name)
+    def _expect(self, mtus: set[int]) -> None:
+        self._foreign.expect(mtus)
+
+    def _wanted(self, name: str) -> LinkState | None:
+        return None if self._reaper.has(name) else self._requests.links.get(name)
 
     def _is_own_work(self, generation: int, process: str) -> bool:
         if process == PROBING:
             return True  # its tables end with it, and touch none of ours
         return self._tables.is_ours(generation) or any(it.is_own_commit() for it in self._iptables.values())
+
+    def _note_change(self) -> None:
+        self._foreign.event.set()
 
     def _note_commit(self) -> None:
         self._foreign.commits.set()
@@ -310,6 +319,7 @@ class LinuxKernel:
         finally:
             self.changes.close()
             self._legacy.close()
+            self._sysctls.close()
             self._relays.close()
             self._resolvers.close()
             self._ports.close()

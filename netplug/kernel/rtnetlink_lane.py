@@ -8,13 +8,14 @@ from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from netplug.drivers.steps import Hairpin, Step
+from netplug.drivers.steps import Hairpin, Step, Veth
 from netplug.errors import NetplugError
 from netplug.kernel.api import Done, Outcome, StepError
 from netplug.kernel.handlers import Handler, Handlers, Lane, S
 from netplug.kernel.links.bridges import LinkBusyError
 from netplug.kernel.links.reaper import Reaper
 from netplug.kernel.netlink.connection import Netlink
+from netplug.kernel.netlink.watch import LinkState
 from netplug.kernel.netlink.worker import Worker
 from netplug.kernel.progress import Progress, naming
 from netplug.kernel.sandbox.netns import Sandboxes, run_here
@@ -73,12 +74,13 @@ class RequestHandler(Handler[S]):
 class RequestLane:
     """The thread, in the network namespace of the thread that first asks for something. Belongs to one event loop.
 
-    `links`: the names of those that are made, or were, and not removed. `hairpins`: of ports that shall be in hairpin
-    mode. A set that stays the same object.
+    `links`: how those are to be that are made, or were, and not removed, by name. `hairpins`: of ports that shall be in
+    hairpin mode. Both stay the same objects. `on_mtus`: told of the MTUs of veths before these are made.
     """
 
-    def __init__(self, handlers: Handlers, reaper: Reaper) -> None:
-        self.links: set[str] = set()
+    def __init__(self, handlers: Handlers, reaper: Reaper, on_mtus: Callable[[set[int]], None]) -> None:
+        self.links: dict[str, LinkState] = {}
+        self._on_mtus = on_mtus
         self.hairpins: set[str] = set()
         self._handlers = handlers
         self._reaper = reaper
@@ -95,8 +97,9 @@ class RequestLane:
         sandboxes, tries, at = Sandboxes(run_here), 0, 0
         found: list[Outcome | Done] = []
         # At once: word of them comes while they are made.
-        new = self._links(steps) - self.links
-        self.links |= new
+        new = self._links(steps) - self.links.keys()
+        for step in steps:
+            self.note(step)
         self.hairpins.update(step.link for step in steps if isinstance(step, Hairpin))
         try:
             while at < len(steps):
@@ -118,12 +121,14 @@ class RequestLane:
                     progress.record_all(steps[at : len(found)], found[at:])
                     at = len(found)
         finally:
-            self.links -= new & self._links(steps[at:])
+            for name in new & self._links(steps[at:]):
+                self.links.pop(name, None)
             self._worker.afterwards(sandboxes.close)
 
     async def remove(self, steps: Sequence[Step]) -> list[Exception]:
         """Remove what steps name, in order, and return what failed of it; see `Kernel`."""
-        self.links -= self._links(steps)
+        for name in self._links(steps):
+            self.links.pop(name, None)
         self.hairpins.difference_update(step.link for step in steps if isinstance(step, Hairpin))
         sandboxes = Sandboxes(run_here)
         found: list[StepError | Rest | None] = []
@@ -152,6 +157,13 @@ class RequestLane:
         finally:
             self._worker.afterwards(sandboxes.close)
         return [*(item for item in found if isinstance(item, StepError)), *errors]
+
+    def note(self, step: Step) -> None:
+        """Note how the link of a step is to be, if it has one: what others make of it is a foreign change."""
+        if name := self._handler(step).link(step):
+            self.links[name] = LinkState(getattr(step, "mtu", 0), getattr(step, "mac", "").lower())
+            if isinstance(step, Veth):
+                self._on_mtus({step.mtu})
 
     async def settle(self) -> None:
         """Wait until the kernel has ended what it did not answer in time: it may still change what steps name.

@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 
 from netplug.drivers import firewall
-from netplug.drivers.steps import Address, Bridge, Element, Gate, Hairpin, Passage, Veth
+from netplug.drivers.steps import Address, Bridge, Element, Gate, Hairpin, Passage, Sysctl, Veth
 from netplug.drivers.tables import NETWORKS
 from netplug.drivers.tunnel import NO_MAC, Fdb, Neighbour, Vxlan
+from netplug.kernel.api import StepError
 from netplug.kernel.linux import LinuxKernel
 from netplug.kernel.netlink import route_watch, watch
 from netplug.kernel.sandbox import netns
@@ -81,6 +82,12 @@ async def expect_silence(kernel: LinuxKernel) -> None:
         "ip link del npstest",
         "ip link del np-test",
         "ip address del 10.9.0.1/24 dev np-test",
+        "ip link set np-test down",
+        "ip link set np-test mtu 1400",
+        "ip link set np-test address 02:00:00:00:00:99",
+        "ip link set nphtest down",
+        "ip link set nphtest mtu 1400",
+        "ip link set nphtest nomaster",
         "iptables-nft -F FORWARD",
         "iptables-nft -I FORWARD -j ACCEPT",
         "iptables-nft -F NETPLUG-FORWARD",
@@ -95,6 +102,76 @@ async def expect_silence(kernel: LinuxKernel) -> None:
 async def test_what_others_do_to_ours_is_told(kernel: LinuxKernel, command: str) -> None:
     run(*command.split())
     await wait_for_word(kernel)
+
+
+@pytest.mark.parametrize("link", [BRIDGE.name, VETH.name, VXLAN.name])
+async def test_link_that_others_rename_is_told_and_gets_its_name_back(kernel: LinuxKernel, link: str) -> None:
+    await kernel.ensure((VXLAN,))
+    await expect_silence(kernel)
+    run("ip", "link", "set", link, "down")
+    run("ip", "link", "set", link, "name", "stray0")
+    await wait_for_word(kernel)
+    drifts = {it.step.key: it.what for it in await kernel.drift((*OURS, VXLAN))}
+    assert drifts[f"link/{link}"] == "is called 'stray0'"
+    await kernel.ensure((*OURS, VXLAN))
+    assert await kernel.drift((*OURS, VXLAN)) == []
+    run("ip", "link", "add", "stray0", "type", "bridge")  # the name is free
+
+
+async def test_renamed_link_whose_name_another_has_is_refused(kernel: LinuxKernel) -> None:
+    run("ip", "link", "set", BRIDGE.name, "down")
+    run("ip", "link", "set", BRIDGE.name, "name", "stray0")
+    run("ip", "link", "add", BRIDGE.name, "type", "bridge")
+    with pytest.raises(StepError, match="exists and is not ours"):
+        await kernel.ensure((BRIDGE,))
+    run("ip", "link", "del", BRIDGE.name)
+    await kernel.ensure(OURS)
+    assert await kernel.drift(OURS) == []
+
+
+async def test_sysctl_that_others_write_is_told_also_once_its_link_was_made_anew(kernel: LinuxKernel) -> None:
+    step = Sysctl(f"net/ipv4/conf/{BRIDGE.name}/route_localnet", "1")
+    await kernel.ensure((step,))
+    await expect_silence(kernel)
+    for _ in range(2):
+        run("sysctl", "-qw", f"{step.name}=0")
+        await wait_for_word(kernel)
+        await kernel.ensure((step,))
+        await expect_silence(kernel)
+        run("ip", "link", "del", BRIDGE.name)
+        await wait_for_word(kernel)
+        await kernel.ensure((*OURS, step))
+        await expect_silence(kernel)
+    async with await LinuxKernel.open() as later:
+        assert await later.drift((*OURS, step)) == []
+        run("sysctl", "-qw", f"{step.name}=0")
+        await wait_for_word(later)
+        await later.ensure((step,))
+    await wait_for_word(kernel)
+    await kernel.remove((step,))
+    await expect_silence(kernel)
+    run("sysctl", "-qw", f"{step.name}=0")
+    await expect_silence(kernel)
+
+
+@pytest.mark.parametrize("setting", ["net.ipv4.ip_forward", "net.ipv6.conf.all.forwarding"])
+async def test_forwarding_that_others_turn_off_is_told(kernel: LinuxKernel, setting: str) -> None:
+    run("sysctl", "-qw", f"{setting}=1")
+    await expect_silence(kernel)
+    run("sysctl", "-qw", f"{setting}=0")
+    await wait_for_word(kernel)
+
+
+async def test_lost_link_local_address_of_a_bridge_is_told_and_made_again(kernel: LinuxKernel) -> None:
+    """Without it, no IPv6 comes to containers once neighbours are forgotten."""
+    run("ip", "link", "set", VETH.peer, "up")
+    await kernel.ensure(OURS)
+    await expect_silence(kernel)
+    run("ip", "-6", "address", "flush", "dev", BRIDGE.name, "scope", "link")
+    await wait_for_word(kernel)
+    assert [it.what for it in await kernel.drift(OURS)] == ["has no link-local address fe80::ff:fe00:1"]
+    await kernel.ensure(OURS)
+    assert await kernel.drift(OURS) == []
 
 
 async def test_flags_that_others_take_from_a_bridge_port_are_told(kernel: LinuxKernel) -> None:

@@ -13,12 +13,23 @@ from netplug.kernel.survey import Survey
 class SysctlHandler(RequestHandler[Sysctl]):
     """Settings below /proc/sys; some wait for the mutex of rtnetlink."""
 
+    def __init__(self, context: Context) -> None:
+        super().__init__(context)
+        self._watch = context.sysctls
+
+    def note_existing(self, step: Sysctl) -> None:
+        """Have changes told."""
+        self._watch.note(step)
+
     def ensure(self, step: Sysctl, sandboxes: Sandboxes) -> Outcome:  # noqa: ARG002
         """Write it."""
-        return sysctl.ensure(step)
+        outcome = sysctl.ensure(step)
+        self._watch.note(step, again=True)
+        return outcome
 
     def remove(self, step: Sysctl, sandboxes: Sandboxes) -> None:  # noqa: ARG002
         """Write what there was before."""
+        self._watch.forget(step)
         sysctl.remove(step)
 
     def drift(self, step: Sysctl, survey: Survey) -> str:  # noqa: ARG002

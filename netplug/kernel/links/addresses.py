@@ -8,7 +8,7 @@ import errno
 from dataclasses import replace
 from ipaddress import IPv6Interface
 
-from netplug.drivers.steps import Address, Route
+from netplug.drivers.steps import Address, IPInterface, Route
 from netplug.kernel.api import MISSING, Outcome, StepError
 from netplug.kernel.links.source_routes import others
 from netplug.kernel.netlink import rtnl
@@ -32,6 +32,11 @@ _IFA_F_NODAD = 0x02
 """Skip duplicate address detection: it makes the address unusable for a second, and our addresses are unique."""
 _GONE = frozenset({errno.EADDRNOTAVAIL, errno.ENODEV, errno.ESRCH, errno.ENOENT})
 _SCOPE_LINK = 253
+_NO_IPV6 = frozenset(
+    {errno.EACCES, errno.EPERM, errno.EINVAL, errno.ENODEV, errno.ENOBUFS, errno.EAFNOSUPPORT, errno.EOPNOTSUPP}
+)
+"""It is disabled, not in the kernel, or the MTU is too small (addrconf.c, addrconf_add_dev, ipv6_add_dev)."""
+_LINK_LOCAL = 0xFE80 << 112
 _UNICAST = 1
 
 
@@ -51,6 +56,27 @@ def ensure_address(nl: Netlink, step: Address) -> Outcome:
             ) from error
         raise
     return Outcome.CREATED
+
+
+def link_local_of(mac: str) -> IPv6Interface:
+    """Return the link-local address that follows from a MAC (RFC 4291 appendix A).
+
+    >>> link_local_of("02:00:00:00:00:01")
+    IPv6Interface('fe80::ff:fe00:1/64')
+    """
+    octets = bytes.fromhex(mac.replace(":", ""))
+    ident = bytes((octets[0] ^ 2, *octets[1:3], 0xFF, 0xFE, *octets[3:]))
+    return IPv6Interface((_LINK_LOCAL + int.from_bytes(ident, "big"), 64))
+
+
+def add_link_local(nl: Netlink, index: int, address: IPInterface) -> None:
+    """Add a link-local address to a link unless it is there, or the link has no IPv6."""
+    body = IFADDR.pack(10, address.network.prefixlen, 0, _SCOPE_LINK, index)
+    try:
+        nl.request(RTM_NEWADDR, body + attr(rtnl.IFA_LOCAL, address.ip.packed) + u32(rtnl.IFA_FLAGS, _IFA_F_NODAD), NEW)
+    except NetlinkError as error:
+        if error.errno not in _NO_IPV6 | {errno.EEXIST}:
+            raise
 
 
 def remove_address(nl: Netlink, step: Address) -> None:

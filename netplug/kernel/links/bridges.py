@@ -7,22 +7,23 @@ read is addressed by its altname, the mark: a link of the same name that is not 
 
 import errno
 import struct
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 
 from netplug.drivers.naming import MARK, SANDBOX_SIDES, mark
 from netplug.drivers.steps import Bridge, Hairpin, Ifb, Macvlan, Veth
 from netplug.drivers.tunnel import Vxlan
 from netplug.kernel.api import Outcome, StepError
-from netplug.kernel.links import neighbours, router_advertisements
+from netplug.kernel.links import addresses, neighbours, router_advertisements
 from netplug.kernel.links.differences import (
     Difference,
     adjust,
     common_differences,
     gets_ipv6,
+    link_local_differences,
     port_info,
     settings_differences,
 )
-from netplug.kernel.links.rollback import deleted_on_failure
+from netplug.kernel.links.rollback import deleted_on_failure, refuse_renamed
 from netplug.kernel.netlink import rtnl
 from netplug.kernel.netlink.connection import (
     NEW,
@@ -36,7 +37,7 @@ from netplug.kernel.netlink.connection import (
     u8,
     u32,
 )
-from netplug.kernel.netlink.rtnl import IFF_UP, IFINFO, Link
+from netplug.kernel.netlink.rtnl import IFF_UP, IFINFO, Link, LinkAddress
 
 _VETH_INFO_PEER = 1
 _STATE_DISABLED = 0
@@ -74,6 +75,7 @@ def ensure_bridge(nl: Netlink, step: Bridge) -> Outcome:
             nl.request(*altname(step.name), NEW)
             nl.request(RTM_NEWLINK, mtu + router_advertisements.ipv4_attributes(router_advertisements.NO_ROUTERS))
             router_advertisements.write_ipv6(step.name, router_advertisements.NO_ROUTERS)
+            addresses.add_link_local(nl, rtnl.index(nl, step.name) or 0, addresses.link_local_of(step.mac))
         return Outcome.CREATED
     found = rtnl.link(nl, step.name)
     if found is None:
@@ -81,7 +83,7 @@ def ensure_bridge(nl: Netlink, step: Bridge) -> Outcome:
     if found.is_ours(step.name):
         if found.being_deleted:
             raise LinkBusyError
-        return adjust(nl, found, bridge_differences(step, found), step)
+        return adjust(nl, found, bridge_differences(step, found, rtnl.addresses(nl, found.index)), step)
     if step.adopt and found.kind == "bridge":
         return Outcome.USED
     if step.adopt:
@@ -136,6 +138,30 @@ def _set_up(nl: Netlink, step: Veth, inside: Netlink) -> None:
         raise StepError("internal", step, f"kernel refused link {step.peer!r}: {error.strerror}") from error
 
 
+def rename(nl: Netlink, step: Bridge | Veth | Macvlan | Ifb | Vxlan, found: Link) -> None:
+    """Give a link the name of its step again.
+
+    Raises:
+        StepError: another link has that name.
+    """
+    head, name = IFINFO.pack(0, 0, found.index, 0, 0), text(rtnl.IFLA_IFNAME, step.name)
+    try:
+        try:
+            nl.request(RTM_NEWLINK, head + name)
+        except NetlinkError as error:
+            if error.errno != errno.EBUSY:
+                raise
+            # Before Linux 6.2 a link that is up cannot be renamed.
+            nl.request(RTM_NEWLINK, IFINFO.pack(0, 0, found.index, 0, IFF_UP))
+            nl.request(RTM_NEWLINK, head + name)
+            nl.request(RTM_NEWLINK, IFINFO.pack(0, 0, found.index, IFF_UP, IFF_UP))
+    except NetlinkError as error:
+        if error.errno != errno.EEXIST:
+            raise
+        words = f"link {step.name!r} is called {found.name!r} now, and another link has its name"
+        raise StepError("exists", step, words, hint="remove or rename that one") from error
+
+
 def ensure_hairpin(nl: Netlink, step: Hairpin) -> Outcome:
     """Enable hairpin mode on a bridge port."""
     found = rtnl.link(nl, step.link)
@@ -185,8 +211,8 @@ def _move_to_group(nl: Netlink, name: bytes, group: int) -> bool:
     return True
 
 
-def bridge_differences(step: Bridge, found: Link) -> list[Difference]:
-    """Compare a bridge of ours with its step."""
+def bridge_differences(step: Bridge, found: Link, there: Iterable[LinkAddress]) -> list[Difference]:
+    """Compare a bridge of ours with its step. `there`: its addresses."""
     if found.kind != "bridge":
         return [Difference(f"is {_kind(found)}, not a bridge")]
     differences = common_differences(found, step.mac, step.mtu, up=True) + settings_differences(
@@ -194,6 +220,7 @@ def bridge_differences(step: Bridge, found: Link) -> list[Difference]:
     )
     if found.group != step.group:
         differences.append(Difference(f"group is {found.group}, not {step.group}", u32(rtnl.IFLA_GROUP, step.group)))
+    differences += link_local_differences(found, there)
     if found.learns_from_reserved:
         differences.append(Difference("learns MACs from link-local frames", _bridge_info()))
     return differences
@@ -254,6 +281,7 @@ def peer_of(step: Veth, found: Link, inside: Netlink | Mapping[str, Link]) -> Li
 def _existing_veth(nl: Netlink, step: Veth, master: int, inside: Netlink, sandbox: Sandbox) -> Outcome:
     found = rtnl.link(nl, step.name)
     if found is None:
+        refuse_renamed(nl, step.name)
         other = rtnl.link(inside, step.peer)
         if other and other.is_ours(step.peer) and not step.netns:
             raise LinkBusyError

@@ -1,17 +1,18 @@
 """Differences between a link and its step, and how each is repaired: by a link message, a sysctl, or an FDB entry."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import reduce
 from operator import or_
 
 from netplug.drivers import link_mtu
-from netplug.drivers.steps import Bridge, Veth
+from netplug.drivers.steps import Bridge, IPInterface, Veth
 from netplug.drivers.tunnel import Vxlan
 from netplug.kernel.api import Outcome, StepError
-from netplug.kernel.links import neighbours, router_advertisements
+from netplug.kernel.links import addresses, neighbours, router_advertisements
 from netplug.kernel.netlink import rtnl
 from netplug.kernel.netlink.connection import RTM_NEWLINK, Netlink, attr, nest, text, u32
-from netplug.kernel.netlink.rtnl import IFF_UP, IFINFO, Link
+from netplug.kernel.netlink.rtnl import IFF_UP, IFINFO, Link, LinkAddress
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +21,7 @@ class Difference:
 
     `what`: for messages. `mend`: link attributes, or flags of the bridge port if `port`. `settings`: sysctls, see
     `router_advertisements`; `in_sandbox`: those of links in sandboxes. `add_static`, `remove_static`: a MAC, for the
-    bridge's static FDB entries.
+    bridge's static FDB entries. `link_local`: an address to add.
     """
 
     what: str
@@ -31,13 +32,13 @@ class Difference:
     in_sandbox: bool = False
     add_static: str = ""
     remove_static: str = ""
+    link_local: IPInterface | None = None
 
     @property
     def mendable(self) -> bool:
         """Whether it can be repaired without creating the link anew."""
-        return bool(
-            self.mend or self.flags or self.settings or self.in_sandbox or self.add_static or self.remove_static
-        )
+        repairs = (self.mend, self.flags, self.settings, self.in_sandbox, self.add_static, self.remove_static)
+        return any(repairs) or self.link_local is not None
 
 
 def adjust(
@@ -72,6 +73,8 @@ def _write_settings(nl: Netlink, found: Link, item: Difference) -> None:
         neighbours.add_static(nl, found.index, item.add_static)
     if item.remove_static:
         neighbours.remove_static(nl, found.index, item.remove_static)
+    if item.link_local:
+        addresses.add_link_local(nl, found.index, item.link_local)
 
 
 def common_differences(found: Link, mac: str, mtu: int, *, up: bool) -> list[Difference]:
@@ -84,6 +87,19 @@ def common_differences(found: Link, mac: str, mtu: int, *, up: bool) -> list[Dif
     if up and not found.up:
         differences.append(Difference("is down", flags=IFF_UP))
     return differences
+
+
+def link_local_differences(found: Link, there: Iterable[LinkAddress]) -> list[Difference]:
+    """Tell whether a link that has IPv6 lacks its link-local address. `there`: the addresses of the link.
+
+    The kernel adds one a while after the link can send, and not again when others delete it. Without one it asks for no
+    neighbour, so it forwards nothing to containers (net/ipv6/ndisc.c, ndisc_send_ns).
+    """
+    has_ipv6 = found.mtu >= link_mtu.SMALLEST[6] and found.settings.get("ipv6/disable_ipv6") == "0"
+    if not has_ipv6 or any(it.address.ip.is_link_local and it.address.version == 6 for it in there):
+        return []
+    wanted = addresses.link_local_of(found.mac)
+    return [Difference(f"has no link-local address {wanted.ip}", link_local=wanted)]
 
 
 def gets_ipv6(found: Link, mtu: int) -> bool:

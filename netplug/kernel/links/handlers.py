@@ -1,9 +1,11 @@
 """Handlers of links, and of what is on them: addresses, routes, neighbours, FDB entries, limits."""
 
+from abc import abstractmethod
 from collections.abc import Iterable
 from functools import partial
 from typing import TypeVar
 
+from netplug.drivers.naming import mark
 from netplug.drivers.steps import (
     Address,
     Announce,
@@ -22,6 +24,7 @@ from netplug.kernel.api import MISSING, Done, Outcome
 from netplug.kernel.context import Context
 from netplug.kernel.links import addresses, bridges, macvlan, neighbours, shaping, source_routes, vxlan
 from netplug.kernel.links.differences import Difference
+from netplug.kernel.links.rollback import LinkRenamedError
 from netplug.kernel.netlink.connection import Netlink
 from netplug.kernel.rtnetlink_lane import RequestHandler, Rest
 from netplug.kernel.sandbox.netns import Sandboxes
@@ -44,7 +47,24 @@ class LinkHandler(RequestHandler[_L]):
 
     def note_existing(self, step: _L) -> None:
         """Have its loss told."""
-        self._requests.links.add(step.name)
+        self._requests.note(step)
+
+    def ensure(self, step: _L, sandboxes: Sandboxes) -> Outcome:
+        """Apply the step. A link that others have renamed gets its name back."""
+        try:
+            return self.make(step, sandboxes)
+        except LinkRenamedError as renamed:
+            bridges.rename(self.nl, step, renamed.found)
+        self.make(step, sandboxes)
+        return Outcome.ADJUSTED
+
+    @abstractmethod
+    def make(self, step: _L, sandboxes: Sandboxes) -> Outcome:
+        """Apply the step.
+
+        Raises:
+            LinkRenamedError: the link has another name.
+        """
 
     def remove(self, step: _L, sandboxes: Sandboxes) -> Rest | None:
         """Have it deleted."""
@@ -62,7 +82,7 @@ class LinkHandler(RequestHandler[_L]):
 class BridgeHandler(LinkHandler[Bridge]):
     """Bridges. All links of ours are told of as such: that is enough to delete them."""
 
-    def ensure(self, step: Bridge, sandboxes: Sandboxes) -> Outcome:  # noqa: ARG002
+    def make(self, step: Bridge, sandboxes: Sandboxes) -> Outcome:  # noqa: ARG002
         """Apply the step."""
         return bridges.ensure_bridge(self.nl, step)
 
@@ -70,9 +90,9 @@ class BridgeHandler(LinkHandler[Bridge]):
         """Compare it."""
         found = survey.link(step.name)
         if found is None:
-            return MISSING
+            return _absent(survey, step.name)
         if found.is_ours(step.name):
-            return _words(bridges.bridge_differences(step, found))
+            return _words(bridges.bridge_differences(step, found, survey.host.addresses.get(found.index, ())))
         return "" if step.adopt and found.kind == "bridge" else "is not ours"
 
     def owned(self, survey: Survey) -> Iterable[Step]:
@@ -83,7 +103,7 @@ class BridgeHandler(LinkHandler[Bridge]):
 class VethHandler(LinkHandler[Veth]):
     """veth pairs."""
 
-    def ensure(self, step: Veth, sandboxes: Sandboxes) -> Outcome:
+    def make(self, step: Veth, sandboxes: Sandboxes) -> Outcome:
         """Apply the step."""
         outcome = bridges.ensure_veth(self.nl, step, sandboxes.get)
         if step.netns and outcome is Outcome.CREATED:
@@ -98,7 +118,7 @@ class VethHandler(LinkHandler[Veth]):
         """Compare both ends."""
         found = survey.link(step.name)
         if found is None:
-            return MISSING
+            return _absent(survey, step.name)
         if not found.is_ours(step.name):
             return "is not ours"
         master = survey.link(step.master) if step.master else None
@@ -107,6 +127,18 @@ class VethHandler(LinkHandler[Veth]):
         static_macs = survey.dump(_static_macs).get(found.index, ())
         differences = bridges.veth_differences(step, found, master.index if master else 0, peer, static_macs)
         return _words(differences + bridges.peer_differences(step, peer))
+
+
+def _absent(survey: Survey, name: str) -> str:
+    """Return how a link differs that is not found by the name that we gave it."""
+    found = survey.dump(_marked).get(mark(name))
+    return f"is called {found!r}" if found else MISSING
+
+
+def _marked(survey: Survey, nl: Netlink) -> dict[str, str]:  # noqa: ARG001 - as `Survey.dump` calls it
+    """Return the names of links by their altnames."""
+    links = survey.host.links.values()
+    return {altname: it.name for it in links if not it.being_deleted for altname in it.altnames}
 
 
 def _static_macs(survey: Survey, nl: Netlink) -> dict[int, set[str]]:
@@ -122,7 +154,7 @@ def _static_macs(survey: Survey, nl: Netlink) -> dict[int, set[str]]:
 class MacvlanHandler(LinkHandler[Macvlan]):
     """macvlans, on the host or in a sandbox."""
 
-    def ensure(self, step: Macvlan, sandboxes: Sandboxes) -> Outcome:
+    def make(self, step: Macvlan, sandboxes: Sandboxes) -> Outcome:
         """Apply the step."""
         return macvlan.ensure_macvlan(self.nl, step, sandboxes.get)
 
@@ -146,7 +178,7 @@ class MacvlanHandler(LinkHandler[Macvlan]):
 class VxlanHandler(LinkHandler[Vxlan]):
     """VXLAN links."""
 
-    def ensure(self, step: Vxlan, sandboxes: Sandboxes) -> Outcome:  # noqa: ARG002
+    def make(self, step: Vxlan, sandboxes: Sandboxes) -> Outcome:  # noqa: ARG002
         """Apply the step."""
         return vxlan.ensure(self.nl, step, self._reaper.group)
 
@@ -154,7 +186,7 @@ class VxlanHandler(LinkHandler[Vxlan]):
         """Compare it."""
         found = survey.link(step.name)
         if found is None or not found.is_ours(step.name):
-            return "is not ours" if found else MISSING
+            return "is not ours" if found else _absent(survey, step.name)
         master = survey.link(step.master)
         return _words(vxlan.differences(step, found, master.index if master else 0))
 
@@ -162,7 +194,7 @@ class VxlanHandler(LinkHandler[Vxlan]):
 class IfbHandler(LinkHandler[Ifb]):
     """Intermediate functional blocks."""
 
-    def ensure(self, step: Ifb, sandboxes: Sandboxes) -> Outcome:  # noqa: ARG002
+    def make(self, step: Ifb, sandboxes: Sandboxes) -> Outcome:  # noqa: ARG002
         """Apply the step."""
         return shaping.ensure_ifb(self.nl, step)
 

@@ -4,11 +4,27 @@ import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from netplug.drivers.naming import mark
 from netplug.drivers.steps import Bridge, Ifb, Macvlan, Veth
 from netplug.drivers.tunnel import Vxlan
 from netplug.kernel.api import StepError
 from netplug.kernel.netlink import rtnl
 from netplug.kernel.netlink.connection import RTM_DELLINK, Netlink, NetlinkError, text
+
+
+class LinkRenamedError(Exception):
+    """The link of a step is there, but somebody has renamed it. `found`: the link."""
+
+    def __init__(self, found: rtnl.Link) -> None:
+        super().__init__(found.name)
+        self.found = found
+
+
+def refuse_renamed(nl: Netlink, name: str) -> None:
+    """Raise `LinkRenamedError` if a link of ours, by the name that we gave it, has another name now."""
+    found = rtnl.link(nl, mark(name))
+    if found and found.name != name and not found.being_deleted:
+        raise LinkRenamedError(found)
 
 
 @contextmanager
@@ -22,6 +38,7 @@ def deleted_on_failure(nl: Netlink, step: Bridge | Veth | Macvlan | Ifb | Vxlan,
 
     Raises:
         StepError: a kernel request of the block failed.
+        LinkRenamedError: the mark is taken, since the link exists already under another name.
     """
     name = name or step.name
     try:
@@ -31,6 +48,8 @@ def deleted_on_failure(nl: Netlink, step: Bridge | Veth | Macvlan | Ifb | Vxlan,
         if isinstance(error, TimeoutError):
             raise StepError("unavailable", step, f"the kernel does not answer for link {name!r}{suffix}") from error
         if isinstance(error, NetlinkError):
+            if error.errno == errno.EEXIST:
+                refuse_renamed(nl, step.name)
             raise StepError("internal", step, f"kernel refused link {name!r}: {error.strerror}{suffix}") from error
         if isinstance(error, OSError):
             where = f"{error.filename}: " if error.filename else ""

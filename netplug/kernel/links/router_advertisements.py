@@ -12,10 +12,15 @@ from netplug.kernel.netlink import rtnl
 from netplug.kernel.netlink.connection import nest, u32
 
 NO_ROUTERS = {
-    "ipv6": {"accept_ra": "0", "accept_redirects": "0"},
+    "ipv6": {"accept_ra": "0", "accept_redirects": "0", "accept_dad": "0"},
     "ipv4": {"accept_redirects": "0"},
 }
-"""For links by which containers send packets to the host."""
+"""For links by which containers send packets to the host.
+
+Without duplicate address detection: until it has found the link-local address of a new link, or of one that was down,
+to be unique, which takes two seconds, the kernel asks for no neighbour, and so forwards nothing to containers
+(net/ipv6/ndisc.c, ndisc_send_ns). Our MACs are unique, so these addresses are.
+"""
 AS_PORT = {
     "ipv6": {"disable_ipv6": "1"},
     # Not by IFF_NOARP: it would also disable the bridge's ARP suppression for peers behind a tunnel.

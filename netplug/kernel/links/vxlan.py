@@ -12,7 +12,7 @@ from netplug.kernel.api import Outcome, StepError
 from netplug.kernel.links import router_advertisements
 from netplug.kernel.links.bridges import LinkBusyError, altname, by_name, schedule_delete
 from netplug.kernel.links.differences import Difference, adjust, common_differences, port_info, settings_differences
-from netplug.kernel.links.rollback import deleted_on_failure
+from netplug.kernel.links.rollback import deleted_on_failure, refuse_renamed
 from netplug.kernel.netlink import rtnl
 from netplug.kernel.netlink.connection import NEW, RTM_NEWLINK, Netlink, NetlinkError, attr, nest, text, u8, u32
 from netplug.kernel.netlink.rtnl import IFF_UP, IFINFO, Link
@@ -90,6 +90,7 @@ def differences(step: Vxlan, found: Link, master: int) -> list[Difference]:
 def _existing(nl: Netlink, step: Vxlan, master: int, group: int) -> Outcome:
     found = rtnl.link(nl, step.name)
     if found is None:
+        refuse_renamed(nl, step.name)
         return _refuse_vni(nl, step)
     if not found.is_ours(step.name):
         raise StepError("exists", step, f"link {step.name!r} exists and is not ours", hint="remove or rename it")

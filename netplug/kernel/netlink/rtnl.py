@@ -88,7 +88,7 @@ IPV4_CONF = {"accept_redirects": 3, "arp_ignore": 18}
 IFLA_INET_CONF = 1
 _CONF = (
     (AF_INET, "ipv4", IFLA_INET_CONF, IPV4_CONF),
-    (AF_INET6, "ipv6", 2, {"accept_ra": 3, "accept_redirects": 4, "disable_ipv6": 26}),
+    (AF_INET6, "ipv6", 2, {"accept_ra": 3, "accept_redirects": 4, "disable_ipv6": 26, "accept_dad": 27}),
 )
 """Family, attribute with the array of its settings, and their positions in it (DEVCONF_… of linux/ipv6.h)."""
 _I32 = struct.Struct("=i")

@@ -1,12 +1,13 @@
 """Notifications of foreign changes to our kernel objects.
 
-We watch deleted links and addresses, flags of bridge ports, changed FDB entries and neighbours (rtnetlink(7)), and
-commits of nf_tables (``NFT_MSG_NEWGEN``). The kernel also notifies about our own changes. So we ignore links whose
-removal was requested, flags that we took ourselves, entries that are as we want them (see `forwarding_entries`), and
-commits while iptables runs for us. Of iptables-legacy there are no notifications; see `legacy_watch`.
+We watch links (deleted, renamed, set down, with another MTU or MAC), deleted addresses, flags of bridge ports, changed
+FDB entries and neighbours (rtnetlink(7)), whether the host forwards (RTM_NEWNETCONF), and commits of nf_tables
+(``NFT_MSG_NEWGEN``). The kernel also notifies about our own changes. So we ignore links whose removal was requested,
+flags that we took ourselves, links and entries that become as we want them (see `forwarding_entries`), and commits
+while iptables runs for us. Of iptables-legacy there are no notifications; see `legacy_watch`.
 
 Addresses and MTUs of foreign links are watched as well, since tunnels depend on them. Creating a veth pair causes
-dozens of messages of a kilobyte each. A socket filter drops most of them.
+dozens of messages of a kilobyte each. A socket filter drops most of them: all of a veth with the MTU of a network.
 
 Messages are parsed by hand, since each attach causes some, also CNI without a daemon. With pyroute2, each attach would
 load its schemas (20 ms, 1.8 MB), and decoding a message would take 0.04 ms instead of 0.002 (``bench/netlink.py``).
@@ -16,40 +17,35 @@ import asyncio
 import socket
 import struct
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
-from netplug.drivers.naming import PORTS, SANDBOX_SIDES
-from netplug.kernel.host.socket_filters import (
-    AND,
-    EQUAL,
-    LOAD,
-    LOAD_BYTE,
-    LOAD_HALF,
-    RETURN,
-    WHOLE,
-    Instruction,
-    attach,
-)
+from netplug.drivers.naming import MARK, PORTS
+from netplug.kernel.host.socket_filters import attach
 from netplug.kernel.links.forwarding_entries import DELNEIGH, NEWNEIGH
-from netplug.kernel.netlink.connection import attrs, messages, select_attrs, string
+from netplug.kernel.netlink.connection import attrs, messages, select_attrs, string, walk
+from netplug.kernel.netlink.link_filter import NEWLINK, NEWNETCONF, chatter_filter
 from netplug.tasks.signal import Signal
 
-NEWLINK, DELLINK, _RTM_NEWADDR, _RTM_DELADDR = 16, 17, 20, 21
-GROUPS = 0x1 | 0x4 | 0x10 | 0x100
-"""RTMGRP_LINK, _NEIGH, _IPV4_IFADDR, _IPV6_IFADDR."""
+DELLINK, _RTM_NEWADDR, _RTM_DELADDR = 17, 20, 21
+GROUPS = 0x1 | 0x4 | 0x10 | 0x100 | 1 << 23 | 1 << 24
+"""RTMGRP_LINK, _NEIGH, _IPV4_IFADDR, _IPV6_IFADDR; RTNLGRP_IPV4_NETCONF, _IPV6_NETCONF."""
 _NETLINK_NETFILTER = 12
 _NFNLGRP_NFTABLES = 7
 _NFT_MSG_NEWGEN = (10 << 8) | 15
 _NFTA_GEN_ID, _NFTA_GEN_PROC_NAME = 1, 3
 _SOL_NETLINK, _NETLINK_ADD_MEMBERSHIP = 270, 1
-_IFLA_IFNAME, _IFLA_MTU, _IFLA_PROTINFO = 3, 4, 12
+_IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_PROTINFO, _IFLA_PROP_LIST, _IFLA_ALT_IFNAME = 1, 3, 4, 12, 52, 53
+_NETCONFA_FORWARDING = 2
+_IFF_UP = 1
+_NEW_LINK = 0xFFFFFFFF
+"""What has changed of a link that is new: all flags."""
 _HAIRPIN, _ISOLATED, _PINNED = (struct.pack("=HHB", 5, kind, value) for kind, value in ((4, 1), (33, 1), (8, 0)))
 """IFLA_BRPORT_MODE, _ISOLATED and _LEARNING, as they are for a port in hairpin mode, isolated, and that learns no MACs.
 
 They are searched, not parsed: a port has forty attributes, and that would take three times as long.
 """
-_OF_LINKS = frozenset({_IFLA_IFNAME, _IFLA_MTU})
+_OF_LINKS = frozenset({_IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_PROP_LIST})
 _OF_PORTS = frozenset({_IFLA_IFNAME, _IFLA_PROTINFO})
 _AF_UNSPEC, _AF_BRIDGE = 0, 7
 _CARRIES = 0x40 | 1 << 16
@@ -61,11 +57,20 @@ _BUFFER = 1 << 16
 
 @dataclass(frozen=True, slots=True)
 class PortFlags:
-    """What a bridge port of ours may be, and others may take from it. `pinned`: it learns no MACs."""
+    """What a bridge port of ours may be, and others may take from it. `pinned`: it learns no MACs. `up`: it is."""
 
     hairpin: bool
     isolated: bool
     pinned: bool
+    up: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class LinkState:
+    """What a link of ours is to be, or was when it was last told of. `mtu` in bytes; `mac` as text."""
+
+    mtu: int
+    mac: str
 
 
 class ForeignChanges:
@@ -74,7 +79,7 @@ class ForeignChanges:
     Sets `underlay` if a foreign link got or lost an address, or changed its MTU.
 
     Args:
-        is_ours: returns whether a link, by name, is one that we created and did not remove.
+        wanted: returns how a link, by name, is to be that we created and did not remove; None for all others.
         is_own_work: returns whether a ruleset generation is of our own commit; is given the name of the process too.
         is_foreign_change: returns whether an FDB or neighbour notification, by type and body, is a foreign change.
         wants_hairpin: returns whether a bridge port, by name, shall be in hairpin mode.
@@ -83,7 +88,7 @@ class ForeignChanges:
 
     def __init__(
         self,
-        is_ours: Callable[[str], bool],
+        wanted: Callable[[str], LinkState | None],
         is_own_work: Callable[[int, str], bool],
         is_foreign_change: Callable[[int, bytes], bool],
         wants_hairpin: Callable[[str], bool],
@@ -92,9 +97,11 @@ class ForeignChanges:
         self.event = asyncio.Event()
         self.commits = asyncio.Event()
         self.underlay = Signal()
-        self._mtus: dict[int, int] = {}
+        self._links: dict[int, LinkState] = {}
         self._ports: dict[int, PortFlags] = {}
-        self._is_ours = is_ours
+        self._usual_mtus: set[int] = set()
+        self._route: socket.socket | None = None
+        self._wanted = wanted
         self._is_own_work = is_own_work
         self._is_foreign_change = is_foreign_change
         self._wants_hairpin = wants_hairpin
@@ -102,15 +109,22 @@ class ForeignChanges:
         self._loop = asyncio.get_running_loop()
         self._sockets: list[socket.socket] = []
 
-    def open(self, mtus: Mapping[int, int], ports: Mapping[int, PortFlags]) -> None:
-        """Start watching this thread's network namespace. `mtus`: those of its links; `ports`: of bridges; by index."""
-        self._mtus, self._ports = dict(mtus), dict(ports)
-        attach(self._listen(0, GROUPS, self._on_route), without_chatter())
+    def open(self, links: Mapping[int, LinkState], ports: Mapping[int, PortFlags]) -> None:
+        """Start watching this thread's network namespace. `links`: those it has; `ports`: of bridges; by index."""
+        self._links, self._ports = dict(links), dict(ports)
+        self._route = self._listen(0, GROUPS, self._on_route)
+        attach(self._route, chatter_filter(self._usual_mtus))
         try:
             nft = self._listen(_NETLINK_NETFILTER, 0, self._on_nft)
             nft.setsockopt(_SOL_NETLINK, _NETLINK_ADD_MEMBERSHIP, _NFNLGRP_NFTABLES)
         except OSError:
             return  # a kernel without nf_tables: the slow timer finds changes
+
+    def expect(self, mtus: Collection[int]) -> None:
+        """Take these MTUs for those of our veths: only of one with another MTU more is to be heard than its end."""
+        if self._route and not self._usual_mtus.issuperset(mtus):
+            self._usual_mtus.update(mtus)
+            attach(self._route, chatter_filter(self._usual_mtus))
 
     def _listen(self, protocol: int, groups: int, react: Callable[[bytes], None]) -> socket.socket:
         sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, protocol)
@@ -140,29 +154,47 @@ class ForeignChanges:
                 self._on_link(kind, body)
             elif kind in {_RTM_NEWADDR, _RTM_DELADDR}:
                 self._on_address(kind, body)
-            elif kind in {NEWNEIGH, DELNEIGH} and self._is_foreign_change(kind, body):
+            elif kind in {NEWNEIGH, DELNEIGH}:
+                if self._is_foreign_change(kind, body):
+                    self.event.set()
+            elif kind == NEWNETCONF and attrs(body, 4).get(_NETCONFA_FORWARDING) == bytes(4):
                 self.event.set()
 
     def _on_link(self, kind: int, body: bytes) -> None:
         """Handle a link message. A port that leaves its bridge is a DELLINK too, of family AF_BRIDGE."""
         found = select_attrs(body, 16, _OF_LINKS)
-        name = found.get(_IFLA_IFNAME, b"").rstrip(b"\0").decode()
-        ours = self._is_ours(name)
-        if kind == NEWLINK and int.from_bytes(body[8:12], sys.byteorder) & _CARRIES == _CARRIES:
+        name, index = string(found.get(_IFLA_IFNAME)), int.from_bytes(body[4:8], sys.byteorder)
+        flags, change = struct.unpack_from("=II", body, 8)
+        if kind == NEWLINK and flags & _CARRIES == _CARRIES:
             self._on_carrier(name)
-        if kind == DELLINK and ours:
+        if kind == DELLINK:
+            self._ports.pop(index, None)
+            if self._wanted(name):
+                self.event.set()
+        elif change != _NEW_LINK and change & _IFF_UP and not flags & _IFF_UP and self._wanted(name):
             self.event.set()
+        if body[0] == _AF_UNSPEC and _IFLA_MTU in found:
+            mtu = int.from_bytes(found[_IFLA_MTU], sys.byteorder)
+            now = LinkState(mtu, found.get(_IFLA_ADDRESS, b"").hex(":"))
+            self._on_state(kind, index, _names(name, found), now)
+
+    def _on_state(self, kind: int, index: int, names: tuple[str, str], now: LinkState) -> None:
+        """Compare a link with what is wanted, and with what it was. `names`: its name, and the one that we gave it."""
         if kind == DELLINK:
-            self._ports.pop(int.from_bytes(body[4:8], sys.byteorder), None)
-        index, mtu = int.from_bytes(body[4:8], sys.byteorder), int.from_bytes(found.get(_IFLA_MTU, b""), sys.byteorder)
-        if body[0] != _AF_UNSPEC or not mtu:
+            self._links.pop(index, None)
             return
-        if kind == DELLINK:
-            self._mtus.pop(index, None)
-        elif self._mtus.setdefault(index, mtu) != mtu:
-            self._mtus[index] = mtu
-            if not ours:
+        name, given = names
+        wanted = self._wanted(given)
+        if given.startswith(PORTS):
+            before = wanted  # of its usual states nothing is heard
+        else:
+            before = self._links.get(index)
+            self._links[index] = now
+        if wanted is None:
+            if before and before.mtu != now.mtu:
                 self.underlay.set()
+        elif name != given or (before and _left(wanted, before, now)):
+            self.event.set()
 
     def _on_port(self, body: bytes) -> None:
         """Handle what a bridge tells of a port: a flag that it lost and we did not take is a foreign change."""
@@ -171,17 +203,18 @@ class ForeignChanges:
         if not flags:
             return
         name, index = string(found.get(_IFLA_IFNAME)), int.from_bytes(body[4:8], sys.byteorder)
-        now = PortFlags(_HAIRPIN in flags, _ISOLATED in flags, _PINNED in flags)
+        up = bool(int.from_bytes(body[8:12], sys.byteorder) & _IFF_UP)
+        now = PortFlags(_HAIRPIN in flags, _ISOLATED in flags, _PINNED in flags, up)
         before, self._ports[index] = self._ports.get(index, now), now
         hairpin = before.hairpin and not now.hairpin and self._wants_hairpin(name)
         others = (before.isolated and not now.isolated) or (before.pinned and not now.pinned)
-        if (hairpin or others) and self._is_ours(name):
+        if (hairpin or others or (before.up and not now.up)) and self._wanted(name):
             self.event.set()
 
     def _on_address(self, kind: int, body: bytes) -> None:
         scope, index = body[3], int.from_bytes(body[4:8], sys.byteorder)
         try:
-            ours = self._is_ours(socket.if_indextoname(index))
+            ours = self._wanted(socket.if_indextoname(index)) is not None
         except OSError:  # the link was deleted too, which has a notification of its own
             ours = False
         if ours and kind == _RTM_DELADDR:
@@ -205,29 +238,14 @@ class ForeignChanges:
         self._sockets.clear()
 
 
-def without_chatter() -> Iterator[Instruction]:
-    """Return a filter that drops RTM_NEWLINK of our veths, and of bridge ports (AF_BRIDGE) that are not ours.
-
-    The RTM_DELLINK of the former is enough, and what bridges tell of ports of ours: these have flags that others may
-    change. The name is the first attribute of a link (net/core/rtnetlink.c, rtnl_fill_ifinfo; br_fill_ifinfo).
-    """
-    ports, sides = (int.from_bytes(name.encode().ljust(4, b"\0"), "big") for name in (PORTS, SANDBOX_SIDES))
-    name: tuple[Instruction, ...] = ((LOAD, 0, 0, 36), (AND, 0, 0, 0xFFFFFF00))
-    yield LOAD_HALF, 0, 0, 4
-    yield EQUAL, 0, 11, _as_read(NEWLINK)
-    yield LOAD_BYTE, 0, 0, 16
-    yield EQUAL, 6, 0, _AF_BRIDGE
-    yield LOAD_HALF, 0, 0, 34
-    yield EQUAL, 0, 7, _as_read(_IFLA_IFNAME)
-    yield from name
-    yield EQUAL, 5, 0, ports
-    yield EQUAL, 4, 3, sides
-    yield from name
-    yield EQUAL, 0, 1, ports
-    yield RETURN, 0, 0, WHOLE
-    yield RETURN, 0, 0, 0
+def _names(name: str, found: Mapping[int, bytes]) -> tuple[str, str]:
+    """Return the name of a link, and the one that we gave it: its altname tells, whatever others call it."""
+    for kind, value in walk(found.get(_IFLA_PROP_LIST, b"")):
+        if kind == _IFLA_ALT_IFNAME and (altname := string(value)).startswith(MARK):
+            return name, altname.removeprefix(MARK)
+    return name, name
 
 
-def _as_read(number: int) -> int:
-    """Return a 16-bit number in host byte order as the filter loads it, in network order."""
-    return int.from_bytes(number.to_bytes(2, sys.byteorder), "big")
+def _left(wanted: LinkState, before: LinkState, now: LinkState) -> bool:
+    """Return whether a link is not any more as it is wanted. What we make gets there in steps, and changes with it."""
+    return (before.mtu == wanted.mtu != now.mtu) or (before.mac == wanted.mac != now.mac)
