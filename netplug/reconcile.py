@@ -6,7 +6,7 @@ addresses and ports are released. Objects with netplug's mark that belong to no 
 """
 
 import asyncio
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Awaitable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import structlog
@@ -34,7 +34,9 @@ from netplug.engine.audit import orphans
 from netplug.engine.conditions import Difference
 from netplug.engine.firewall_commits import SETTLE_S, Commits
 from netplug.engine.firewalld import blocked
+from netplug.engine.foreign_addresses import conflicting
 from netplug.engine.happenings import Kind, because
+from netplug.engine.link_changes import LinkChanges
 from netplug.engine.quarantine import Unusable
 from netplug.engine.records import EndpointRecord, FrontEnd, NetworkRecord
 from netplug.engine.sandboxes import has_processes, identity, is_there
@@ -45,9 +47,6 @@ from netplug.store.leases import IPAM
 
 log = structlog.get_logger(__name__)
 
-INTERVAL_S = 30.0
-"""Interval of comparisons. A change notified by the kernel is compared within `SETTLE_S`, firewall rules at once."""
-
 
 @dataclass(frozen=True, slots=True)
 class _Look:
@@ -56,6 +55,13 @@ class _Look:
     differences: list[Difference]
     drifted: Mapping[Step, str]
     unknown: Sequence[Step]
+
+    def without(self, steps: Iterable[Step]) -> "_Look":
+        """Return what is left of it without some steps that drifted."""
+        gone = set(steps)
+        keys = {step.key for step in gone}
+        kept = [it for it in self.differences if it.object not in keys]
+        return _Look(kept, {step: what for step, what in self.drifted.items() if step not in gone}, self.unknown)
 
     def concerns(self, plan: Plan) -> bool:
         """Whether any step of a plan drifted."""
@@ -147,6 +153,7 @@ class Reconciler:
         engine.conditions.report(
             "firewalld", blocked(engine.base_plan.host, nets, engine.drivers) if engine.base_plan.plan else ()
         )
+        engine.conditions.report("conflict", conflicting(engine.base_plan.host, engine.registry.networks()))
         engine.exposure.see(seen.facts)
         return _Look(
             [Difference(owners[it.step], it.step.key, self._with_reason(it)) for it in drifts]
@@ -182,8 +189,13 @@ class Reconciler:
         changing = engine.journal.changing() | engine.peers.changing() | engine.base_plan.changing()
         return changing | engine.convergence.changing()
 
-    async def repair(self) -> list[Difference]:
-        """Repair what is possible, and return the repaired differences."""
+    async def repair(self, *, patient: bool = False) -> list[Difference]:
+        """Repair what is possible, and return the repaired differences.
+
+        `patient`: without what others change back again and again until its next repair is due.
+        """
+        if not patient:
+            self._engine.drifts.contests.pardon()
         look = await self._look()
         if not await self._heal(look):
             self._engine.drifts.remain(())
@@ -192,16 +204,14 @@ class Reconciler:
         after = {(it.owner, it.object) for it in (*left, *self._engine.conditions.all())}
         repaired = [it for it in look.differences if (it.owner, it.object) not in after]
         dropped = {step.key for step in look.drifted.keys() - self._owners().keys()}  # logged with their dead endpoints
-        healed = [one for one in repaired if one.object not in dropped]
-        for difference in healed:
-            log.warning("drift.repaired", owner=difference.owner, object=difference.object, what=difference.what)
-        self._engine.drifts.healed(healed)
+        self._engine.drifts.healed(one for one in repaired if one.object not in dropped)
         self._engine.drifts.remain(left)
         return repaired
 
     async def _heal(self, look: "_Look") -> bool:
         """Repair what a comparison found; return whether it found anything."""
         engine = self._engine
+        look = look.without(step for step in look.drifted if engine.drifts.contests.rests(step))
         await engine.journal.recover()
         await engine.endpoints.way_out.converge_all()
         nets = engine.registry.all_networks()
@@ -306,26 +316,21 @@ class Reconciler:
         """Compare and repair at intervals, and after each notification, until cancelled."""
         suspects, keep = self.garbage.suspects(), self._engine.supervisor.keep
         async with asyncio.TaskGroup() as group:
-            group.create_task(keep("look", self._on_time))
-            commits = Commits(self._engine.kernel.changes.commits(), self._engine.base_plan, self._repaired_something)
+            changes, base_plan = self._engine.kernel.changes, self._engine.base_plan
+            links = LinkChanges(changes.ours(), base_plan, self._engine.drifts.contests, self._on_time)
+            group.create_task(keep("look", links.run))
+            commits = Commits(changes.commits(), base_plan, self._repaired_something)
             group.create_task(keep("commits", commits.run))
             group.create_task(keep("host", self._on_change_of_host))
             group.create_task(self.garbage.run(suspects, self._try_repair))
 
-    async def _on_time(self) -> None:
-        changes = self._engine.kernel.changes.ours()
-        while True:
-            cause = "another program changed a link"
-            try:
-                async with asyncio.timeout(max(INTERVAL_S, self._engine.base_plan.rest_s())):
-                    await changes.wait()
-                await asyncio.sleep(SETTLE_S)
-            except TimeoutError:
-                cause = f"the comparison every {INTERVAL_S:g} s found it"
-            changes.clear()
-            with because(cause):
-                await self._try_repair()
-            await self._engine.supervisor.attempt("leases", self._engine.allocator.expire())
+    async def _on_time(self) -> bool:
+        found = await self._repaired_something()
+        await self._engine.supervisor.attempt("leases", self._engine.allocator.expire())
+        return found
+
+    async def _try_repair(self) -> None:
+        await self._repaired_something()
 
     async def _on_change_of_host(self) -> None:
         """Follow addresses and MTUs of the host at once; what shall be is computed anew, nothing is compared."""
@@ -339,18 +344,16 @@ class Reconciler:
             await asyncio.sleep(self._engine.base_plan.rest_s())
 
     async def _follow_host(self) -> None:
-        await self._engine.base_plan.read_host()
+        host, networks = await self._engine.base_plan.read_host(), self._engine.registry.networks()
+        self._engine.conditions.report("conflict", conflicting(host, networks))
         await self._engine.convergence.all()
-
-    async def _try_repair(self) -> None:
-        await self._engine.supervisor.attempt("reconcile", self.repair())
 
     async def _repaired_something(self) -> bool:
         """Compare and repair; return whether a difference was found."""
         found: list[Difference] = []
 
         async def note() -> None:
-            found.extend(await self.repair())
+            found.extend(await self.repair(patient=True))
 
         return bool(await self._engine.supervisor.attempt("reconcile", note())) or bool(found)
 

@@ -10,7 +10,6 @@ import pytest
 import pytest_asyncio
 from engine_host import END, NET, NEXT, OTHER, SANDBOX, Host, running, tcp, udp, until
 
-from netplug import reconcile
 from netplug.drivers.steps import (
     Bridge,
     Element,
@@ -26,7 +25,7 @@ from netplug.drivers.steps import (
     Table,
 )
 from netplug.drivers.tables import ANTISPOOF, NETWORKS
-from netplug.engine import base_plan
+from netplug.engine import base_plan, link_changes
 from netplug.engine.records import Description, FrontEnd
 from netplug.kernel.api import Comparison, Outcome
 from netplug.store.sqlite import SqliteStore
@@ -315,7 +314,7 @@ async def test_port_taken_meanwhile_is_told_of(host: Host) -> None:
 
 
 async def test_word_of_a_change_makes_it_look(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reconcile, "SETTLE_S", 0.0)
+    monkeypatch.setattr(link_changes, "SETTLE_S", 0.0)
     whole = set(host.kernel._world.state)
     async with running(host):
         for _ in range(2):
@@ -327,14 +326,14 @@ async def test_word_of_a_change_makes_it_look(host: Host, monkeypatch: pytest.Mo
 
 
 async def test_slow_timer_looks_by_itself(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reconcile, "INTERVAL_S", 0.01)
+    monkeypatch.setattr(link_changes, "INTERVAL_S", 0.01)
     async with running(host):
         host.kernel.lose("gate/4/nft")
         await until(lambda: "gate/4/nft" in host.kernel._world.state)
 
 
 async def test_failed_look_is_not_the_last(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reconcile, "INTERVAL_S", 0.01)
+    monkeypatch.setattr(link_changes, "INTERVAL_S", 0.01)
     tries = []
     compare = host.kernel.compare
 
@@ -397,7 +396,7 @@ async def test_what_is_built_while_the_same_is_swept_stays() -> None:
 
 
 async def test_looks_are_rarer_with_as_many_routes_as_a_router_has(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reconcile, "INTERVAL_S", 0.001)
+    monkeypatch.setattr(link_changes, "INTERVAL_S", 0.001)
     looks, compare = 0, host.kernel.compare
 
     async def counted(steps: Sequence[Step]) -> Comparison:

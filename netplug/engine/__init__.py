@@ -5,12 +5,15 @@ The engine orders: it validates, asks a driver for a plan, lets the journal appl
 an endpoint.
 """
 
+from time import monotonic
+
 from netplug.drivers.registry import Drivers
 from netplug.engine.added_ports import AddedPorts
 from netplug.engine.addressing import Addressing
 from netplug.engine.base_plan import BasePlan
 from netplug.engine.conditions import Conditions
 from netplug.engine.conflict_detection import ConflictDetection
+from netplug.engine.contests import Contests
 from netplug.engine.convergence import Convergence
 from netplug.engine.dhcp_leases import DhcpClient, DhcpLeases
 from netplug.engine.drifts import Drifts
@@ -59,11 +62,11 @@ class Engine:
         self.allocator = allocator
         self.drivers = drivers
         self.services = HostServices()
-        self.executor = Executor(kernel)
         self.happenings = Happenings()
         self.requests = Requests(self.happenings)
-        self.drifts = Drifts(self.happenings)
         self.conditions = Conditions(self.happenings)
+        self.drifts = Drifts(self.happenings, Contests(self.conditions, monotonic))
+        self.executor = Executor(kernel, self.drifts.contests.rests)
         self.quarantine = Quarantine(self.conditions)
         self.journal = Journal(store, self.executor, self.quarantine)
         self.registry = Registry(store, self.quarantine, drivers)

@@ -196,6 +196,7 @@ class BasePlan:
         """
         async with self._lock:
             plan = routing.without_missing_links(self.plan, self.host)
+            plan = plan.without(step.key for step in plan if self._drifts.contests.rests(step))
             try:
                 outcomes = await self._executor.apply(plan)
             except NetplugError:
@@ -204,9 +205,7 @@ class BasePlan:
                 return False
         words = {Outcome.CREATED: "missing", Outcome.ADJUSTED: "different"}
         mended = [Difference("host", key, words[outcome]) for key, outcome in outcomes.items() if outcome in words]
-        for it in mended:
-            log.warning("drift.repaired", owner=it.owner, object=it.object, what="at once")
-        self._drifts.healed(mended)
+        self._drifts.healed(mended, how="at once")
         return bool(mended) or self._lacks_gate()
 
     def _lacks_gate(self) -> bool:

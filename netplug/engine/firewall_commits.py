@@ -12,11 +12,11 @@ from collections.abc import Awaitable, Callable
 from netplug.engine.base_plan import BasePlan
 from netplug.engine.happenings import because
 
-SETTLE_S = 0.5
+SETTLE_S = 0.3
 """Time to let a burst of foreign changes (a firewall reload) end before looking."""
 LONGEST_S = 15.0
 """Between two comparisons, while other programs commit all the time."""
-HOLD_S = 1.0
+HOLD_S = 0.5
 """Between two repairs of shared rules, while other programs commit all the time; half of it after a finding."""
 _SHARE = 10
 """Repairing shared rules takes at most one part in so many of the time."""

@@ -4,7 +4,7 @@ The executor does not depend on types of steps, except for the order of publishe
 that it can undo it.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import structlog
 
@@ -18,13 +18,14 @@ log = structlog.get_logger(__name__)
 
 
 class Executor:
-    """Executes plans on a kernel.
+    """Executes plans on a kernel. `rests`: tells whether a step is not to be mended yet.
 
     `refused`: why the objects of steps could not be mended, by key; until they are, or are removed.
     """
 
-    def __init__(self, kernel: Kernel) -> None:
+    def __init__(self, kernel: Kernel, rests: Callable[[Step], bool] = lambda _: False) -> None:
         self._kernel = kernel
+        self._rests = rests
         self.refused: dict[str, str] = {}
 
     async def apply(self, plan: Plan, left: list[Step] | None = None) -> Mapping[str, Outcome]:
@@ -81,7 +82,8 @@ class Executor:
             ExceptionGroup: of `StepError`; all other steps are as they should be.
         """
         errors: list[StepError] = []
-        await self._mend(arrange(plan.steps), errors, set() if used is None else used)
+        steps = [step for step in plan if not self._rests(step)]
+        await self._mend(arrange(steps), errors, set() if used is None else used)
         if errors:
             raise ExceptionGroup("some objects could not be mended", errors)
 

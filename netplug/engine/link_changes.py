@@ -1,0 +1,57 @@
+"""After foreign changes to links, and at intervals: compares all, and repairs it.
+
+While a program changes a link of ours all the time, and nothing is to repair, the comparisons take a small part of
+a processor. So its changes cost little, and what others change meanwhile waits for seconds at most.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from time import process_time
+
+from netplug.engine.base_plan import BasePlan
+from netplug.engine.contests import Contests
+from netplug.engine.happenings import because
+
+INTERVAL_S = 30.0
+"""Interval of comparisons. Those of which the kernel tells begin `SETTLE_S` later, of firewall rules at once."""
+SETTLE_S = 0.1
+"""Time to let a burst of foreign changes to links end."""
+_SHARE, _LONGEST_S = 10, 15.0
+"""Comparisons that find nothing take at most one part in so many of a processor; the longest pause between two."""
+
+
+class LinkChanges:
+    """Reacts to foreign changes to links. `word`: set at each of them. `look`: compares and repairs all.
+
+    `look` tells whether it repaired something.
+    """
+
+    def __init__(
+        self, word: asyncio.Event, base_plan: BasePlan, contests: Contests, look: Callable[[], Awaitable[bool]]
+    ) -> None:
+        self._word = word
+        self._base_plan = base_plan
+        self._contests = contests
+        self._look = look
+
+    async def run(self) -> None:
+        """React until cancelled."""
+        clock, ready = asyncio.get_running_loop().time, 0.0
+        while True:
+            cause = "another program changed a link"
+            try:
+                async with asyncio.timeout(self._due_s()):
+                    await self._word.wait()
+                await asyncio.sleep(max(SETTLE_S, ready - clock()))
+            except TimeoutError:
+                cause = f"the comparison every {INTERVAL_S:g} s found it"
+            self._word.clear()
+            before = process_time()
+            with because(cause):
+                found = await self._look()
+            ready = 0.0 if found else clock() + min(_SHARE * (process_time() - before), _LONGEST_S)
+
+    def _due_s(self) -> float:
+        """Return in how many seconds to compare all, whatever the kernel tells."""
+        interval_s, resting_s = max(INTERVAL_S, self._base_plan.rest_s()), self._contests.due_s()
+        return interval_s if resting_s is None else min(interval_s, max(resting_s, SETTLE_S))
