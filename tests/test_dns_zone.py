@@ -394,3 +394,20 @@ def test_reverse_names_of_our_own_public_subnets_are_ours() -> None:
     assert isinstance(both(view(made, "blue"), asked), Question)
     made.set_network(Network("p", "public", pools=(ip_network("8.8.4.0/24"),)))
     assert ask(view(made, "blue"), ip_address("8.8.4.9").reverse_pointer, wire.PTR).rcode == wire.NXDOMAIN
+
+
+def test_names_of_an_endpoint_share_their_records() -> None:
+    """A node for each name took half of what an endpoint costs: it has a dozen names with the same records."""
+    known = Zones()
+    known.set_network(Network("n", "blue"))
+    address = ip_address("10.92.1.2")
+    known.networks["n"].add(Entry("one", ("web", "www"), (address,), short="abcdef"))
+    known.networks["n"].add(Entry("two", ("db", "www"), (ip_address("10.92.1.3"),)))
+    nodes = known.networks["n"].nodes
+    alone = [
+        nodes[wire.to_wire(f"{name}{form}")] for name in ("web",) for form in ("", ".blue", ".blue.netplug.internal")
+    ]
+    assert all(node is alone[0] for node in alone)
+    assert len(nodes[wire.to_wire("www")][wire.key(wire.A)].records) == 2
+    known.networks["n"].remove("two")
+    assert nodes[wire.to_wire("www")] is alone[0]
