@@ -9,7 +9,7 @@ TESTS := integration
 # Number of integration test files that run in parallel: each has hosts of its own, and mostly waits for engines.
 WORKERS := $(if $(filter integration,$(TESTS)),2,0)
 
-.PHONY: help setup check lowest fmt docs changelog test integration crash demo lab deb deb-lock deb-test engines plugin plugin-test fuzz hostile bench clean
+.PHONY: help setup check lowest fmt docs changelog test integration crash demo lab deb deb-lock deb-test engines soak plugin plugin-test fuzz hostile bench clean
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 
@@ -71,6 +71,9 @@ deb-test: setup ## install, upgrade, remove and purge the Debian package on Debi
 
 engines: setup ## kill dockerd, containerd, netplug or podman at each request to netplug (as root); takes an hour
 	@$(PYTEST) -m slow -x integration/test_engine_faults.py $(ARGS)
+
+soak: setup ## churn all runtimes on three hosts, with kills, and compare memory and objects at the end (as root); MINUTES=20
+	@.venv/bin/python integration/soak.py --minutes $(or $(MINUTES),20) $(ARGS)
 
 deb-lock: $(VENV) ## choose the newest libraries for the Debian package (packaging/debian/lock.txt)
 	@.venv/bin/python packaging/debian/lock.py
