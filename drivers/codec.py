@@ -7,6 +7,7 @@ gets its default.
 """
 
 import dataclasses
+import re
 import types
 from collections.abc import Callable, Mapping
 from enum import Enum
@@ -44,6 +45,9 @@ APART = {"apart": True}
 """Metadata of a field that is not stored with the others, but read from elsewhere: earlier versions do not know it."""
 
 _IP = (IPv4Address, IPv6Address, IPv4Interface, IPv6Interface, IPv4Network, IPv6Network)
+_HALF = re.compile("[\ud800-\udfff]")
+"""Half of a surrogate pair, which JSON can write: it has no form in UTF-8."""
+_PLAIN: Mapping[type, Any] = {str: str, int: int, bool: bool, float: float | int}
 _PARSERS: Mapping[type, Any] = {
     IPv4Interface: ip_interface,
     IPv6Interface: ip_interface,
@@ -110,7 +114,7 @@ def _decoder(cls: type[Any]) -> Callable[[Any], Any]:
         try:
             return cls(**{name: readers[name](item) for name, item in data.items()})
         except (TypeError, KeyError, AttributeError) as exc:
-            raise ValueError(f"{cls.__name__} has a value of the wrong type: {exc}") from exc
+            raise ValueError(f"{cls.__name__} has a value of the wrong type") from exc
 
     return read
 
@@ -160,8 +164,7 @@ def _reader(kind: Any) -> Callable[[Any], Any]:
         item = _reader(get_args(kind)[1])
         return lambda data: {key: item(value) for key, value in cast("JsonObject", data).items()}
     if kind in _PARSERS:
-        parse: Callable[[Any], Any] = lru_cache(maxsize=1024)(_PARSERS[kind])
-        return parse
+        return partial(_address, lru_cache(maxsize=1024)(_PARSERS[kind]))
     if isinstance(kind, type) and issubclass(kind, Enum):
         return lru_cache(maxsize=64)(kind)
     if hasattr(kind, "from_json"):
@@ -171,9 +174,18 @@ def _reader(kind: Any) -> Callable[[Any], Any]:
     return partial(_plain, kind)
 
 
+def _address(parse: Callable[[str], Any], data: Json) -> Any:
+    # The parsers take numbers too. A zone (RFC 4007 §11) is a link of one host, and may be any text.
+    if not isinstance(data, str) or "%" in data:
+        raise ValueError(f"{str(data)[:80]!r} is not an address")
+    return parse(data)
+
+
 def _plain(kind: Any, data: Json) -> Any:
-    if kind in {str, int, bool} and not isinstance(data, kind):
-        raise ValueError(f"{data!r} is not of type {kind.__name__}")
+    if kind in _PLAIN and not isinstance(data, _PLAIN[kind]):
+        raise ValueError(f"{str(data)[:80]!r} is not of type {kind.__name__}")
+    if isinstance(data, str) and not data.isascii() and _HALF.search(data):
+        raise ValueError(f"{data[:80]!r} is not text")
     return data
 
 

@@ -11,7 +11,9 @@ from typing import TypeAlias
 
 from netplug.drivers.api import Network
 from netplug.drivers.codec import Json, decode, encode
+from netplug.drivers.link_names import is_link_name
 from netplug.drivers.naming import short
+from netplug.drivers.options import NetworkOptions
 from netplug.drivers.registry import Drivers
 from netplug.drivers.steps import Hairpin, Veth
 from netplug.engine.quarantine import Quarantine, Unusable, unusable
@@ -75,6 +77,8 @@ class Registry:
 
     def _read_network(self, stored: Stored) -> NetworkRecord:
         record = decode(NetworkRecord, stored.value)
+        _refuse_key(stored.key, record.key)
+        _refuse_links(record.network.options)
         if why := self._drivers.missing(record.network.options.mode):
             raise ValueError(why)
         created = self._created.get(record.network.id, {}).get("at")
@@ -82,6 +86,9 @@ class Registry:
 
     def _read_endpoint(self, stored: Stored) -> EndpointRecord:
         record = decode(EndpointRecord, stored.value)
+        _refuse_key(stored.key, record.key)
+        if record.ifname and not is_link_name(record.ifname):
+            raise ValueError(f"{record.ifname[:80]!r} is not the name of a link")
         if record.endpoint.network in self.quarantine.networks():
             raise ValueError("its network cannot be used")
         return self._completed(record, stored)
@@ -263,6 +270,19 @@ def put(record: Record) -> Put:
 def _namespace(record: EndpointRecord) -> str:
     """Return the name of a namespace that no runtime made, if it has one."""
     return record.sandbox.rsplit("/", 1)[-1] if record.front_end is FrontEnd.CLI else ""
+
+
+def _refuse_links(options: NetworkOptions) -> None:
+    """Refuse names of links that no option may have: they are names of files, too."""
+    for name in (options.bridge, options.parent):
+        if name and not is_link_name(name):
+            raise ValueError(f"{name[:80]!r} is not the name of a link")
+
+
+def _refuse_key(key: str, own: str) -> None:
+    """Refuse a record at another key than its own: a change of it would write a second one."""
+    if key != own:
+        raise ValueError(f"it is the record of {own[:200]!r}")
 
 
 def _has_hairpin(record: EndpointRecord) -> bool:

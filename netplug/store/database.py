@@ -325,5 +325,11 @@ def _cause(error: sqlite3.Error | OSError) -> str:
     return next((words for prefix, words in _CAUSES if name.startswith(prefix)), f"fails: {error}")
 
 
-def _record(key: bytes, value: str, revision: int) -> Record:
-    return Record(key.decode(), cast("JsonObject", json.loads(value)), revision)
+def _record(key: bytes, value: object, revision: int) -> Record:
+    try:
+        found = json.loads(cast("str", value))
+    except (TypeError, ValueError, RecursionError):
+        found = None
+    # Who reads it finds an unknown field, and leaves the record as it is: it must not hide all others.
+    known: JsonObject = found if isinstance(found, dict) else {"text that is no object": str(value)[:80]}
+    return Record(key.decode(errors="backslashreplace"), known, revision)

@@ -77,7 +77,7 @@ class Records:
             value = _envelope(kv)["value"]
             if not isinstance(value, dict):
                 raise ValueError("its value is not an object")  # noqa: TRY301 - one message for all causes
-        except (ValueError, KeyError, TypeError) as exc:
+        except (ValueError, KeyError, TypeError, RecursionError) as exc:
             raw = base64.b64decode(kv["key"]).decode(errors="backslashreplace")
             raise StoreError(f"key {raw!r} in etcd is not a record of netplug; delete it with etcdctl") from exc
         return Record(key, value, number(kv, "mod_revision"))
@@ -94,7 +94,7 @@ class Records:
         """Return whether transaction `txn` wrote this key."""
         try:
             return bool(_envelope(kv)["txn"] == txn)
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             return False
 
 

@@ -49,7 +49,14 @@ def create(path: Path) -> None:
 
 def to_write(path: Location) -> sqlite3.Connection:
     """Open it as usual."""
-    return sqlite3.connect(path, timeout=BUSY_TIMEOUT_S, isolation_level=None)
+    db = sqlite3.connect(path, timeout=BUSY_TIMEOUT_S, isolation_level=None)
+    db.text_factory = _text
+    return db
+
+
+def _text(raw: bytes) -> str:
+    """Return text that may be damaged: one value that is not UTF-8 would hide all others."""
+    return raw.decode(errors="surrogateescape")
 
 
 def to_read(path: Path) -> sqlite3.Connection:
@@ -61,6 +68,7 @@ def to_read(path: Path) -> sqlite3.Connection:
     log = path.with_name(path.name + "-wal")
     way = "mode=ro&vfs=unix-none" if log.exists() else "mode=ro&immutable=1"
     db = sqlite3.connect(f"file:{quote(os.fspath(path))}?{way}", uri=True, isolation_level=None)
+    db.text_factory = _text
     try:
         db.execute("PRAGMA locking_mode = EXCLUSIVE")
         db.execute("SELECT count(*) FROM sqlite_master").fetchone()
