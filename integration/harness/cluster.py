@@ -35,6 +35,7 @@ class Etcd:
     def __init__(self, host: Host, address: str) -> None:
         self.host = host
         self.url = f"etcd://{address}:{CLIENT_PORT}"
+        self.flags: tuple[str, ...] = ()
         self._lives = 0
         self._member = ("--name", "m", "--initial-advertise-peer-urls", PEER_URL, "--initial-cluster", f"m={PEER_URL}")
         self.start()
@@ -47,7 +48,7 @@ class Etcd:
         """Start it with the data that it had, or without any."""
         self._lives += emptied or not self._lives
         command = [
-            *("etcd", "--data-dir", str(self._data), "--unsafe-no-fsync", *self._member),
+            *("etcd", "--data-dir", str(self._data), "--unsafe-no-fsync", *self._member, *self.flags),
             *("--listen-client-urls", f"http://0.0.0.0:{CLIENT_PORT}"),
             *("--advertise-client-urls", f"http://127.0.0.1:{CLIENT_PORT}", "--listen-peer-urls", PEER_URL),
         ]

@@ -46,12 +46,14 @@ class CircuitBreaker:
 
     Attributes:
         answers: whether the last request was answered.
+        why: why it was not, in words.
         lost: set when a request failed, to wake the heartbeat.
         closed: set from `suspend` to `resume`.
     """
 
     def __init__(self) -> None:
         self.answers = True
+        self.why = ""
         self.lost = asyncio.Event()
         self.closed = asyncio.Event()
         self._opened = asyncio.Event()
@@ -87,7 +89,8 @@ class CircuitBreaker:
             Unreachable: the last request was not answered.
         """
         if not self.answers:
-            raise Unreachable("the shared store does not answer, so networks of the cluster cannot be changed")
+            why = f": {self.why}" if self.why else ""
+            raise Unreachable(f"the shared store does not answer, so networks of the cluster cannot be changed{why}")
 
     @contextmanager
     def request(self) -> Iterator[None]:
@@ -97,8 +100,8 @@ class CircuitBreaker:
             yield
         except NotAdmitted:
             raise
-        except Unreachable:
-            self.answers = False
+        except Unreachable as exc:
+            self.answers, self.why = False, str(exc)
             self.lost.set()
             raise
 

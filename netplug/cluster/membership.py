@@ -254,7 +254,7 @@ class Membership:
                 if not absent:
                     log.warning("cluster.unreachable", reason=str(exc))
                     self.happenings.tell(Kind.STORE_LOST, "store", "the shared store does not answer", cause=str(exc))
-                absent, self._breaker.answers = True, False
+                absent, self._breaker.answers, self._breaker.why = True, False, str(exc)
             soon = absent or not (self.admitted or self._identity.why)
             with suppress(TimeoutError):
                 async with asyncio.timeout(_RETRY_S if soon else HEARTBEAT_S):
