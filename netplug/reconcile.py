@@ -107,6 +107,7 @@ class Reconciler:
         """Load all records, and finish interrupted operations as far as possible."""
         engine = self._engine
         await engine.supervisor.attempt("journal", engine.journal.recover())
+        await engine.restored.load()
         await engine.registry.load()
         await engine.allocator.load()
         unread = engine.allocator.unreadable.items()
@@ -189,13 +190,15 @@ class Reconciler:
         changing = engine.journal.changing() | engine.peers.changing() | engine.base_plan.changing()
         return changing | engine.convergence.changing()
 
-    async def repair(self, *, patient: bool = False) -> list[Difference]:
-        """Repair what is possible, and return the repaired differences.
+    async def repair(self, *, patient: bool = False, asked: bool = False) -> list[Difference]:
+        """Repair what is possible, and return the repaired differences. `asked`: somebody did, see `Restored`.
 
         `patient`: without what others change back again and again until its next repair is due.
         """
         if not patient:
             self._engine.drifts.contests.pardon()
+        if asked:
+            await self._engine.restored.end()
         look = await self._look()
         if not await self._heal(look):
             self._engine.drifts.remain(())
@@ -298,7 +301,7 @@ class Reconciler:
 
     async def _sweep(self, look: "_Look") -> None:
         """Remove objects with netplug's mark that belong to no record."""
-        if not look.unknown:
+        if not look.unknown or self._engine.restored.keeps:
             return
 
         def unknown() -> Plan:

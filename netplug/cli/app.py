@@ -36,6 +36,7 @@ class Commands(LazyGroup):
         "dns": "netplug.cli.names:app",
         "cni": "netplug.cli.cni:app",
         "host": "netplug.cli.hosts:app",
+        "store": "netplug.cli.stores:app",
         "lab": "netplug.cli.lab:app",
     }
 

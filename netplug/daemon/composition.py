@@ -20,7 +20,7 @@ from netplug.config import Settings
 from netplug.daemon.address_spaces import site_prefix, spaces
 from netplug.daemon.drivers import load_drivers
 from netplug.daemon.installed import installed
-from netplug.daemon.store_trouble import tell_of_store
+from netplug.daemon.store_trouble import care_for_store
 from netplug.drivers.registry import Drivers
 from netplug.engine import Engine
 from netplug.ipam.allocator import Allocator
@@ -287,7 +287,7 @@ class Composition:
             "dns.host": self.engine.host_names.run,
             "dns.sandboxes": self.sandbox_resolvers.run,
             "dhcp": self.cni.leases.run,
-            "store": partial(tell_of_store, self.engine, self.host.store),
+            "store": partial(care_for_store, self.engine, self.host.store),
             **({"docker": self.docker.run} if self.docker else {}),
             **({"cluster": self.cluster.run} if self.cluster else {}),
             **self.insight.background,

@@ -38,6 +38,7 @@ from netplug.engine.readiness import Readiness
 from netplug.engine.record_happenings import RecordHappenings
 from netplug.engine.registry import Registry
 from netplug.engine.requests import Requests
+from netplug.engine.restored import Restored
 from netplug.engine.superseded_networks import SupersededNetworks
 from netplug.engine.supervision import Supervisor
 from netplug.ipam.allocator import Allocator
@@ -71,6 +72,7 @@ class Engine:
         self.journal = Journal(store, self.executor, self.quarantine)
         self.registry = Registry(store, self.quarantine, drivers)
         self._record_happenings = RecordHappenings(self.registry, self.happenings)
+        self.restored = Restored(store, self.conditions)
         self.supervisor = Supervisor(self.conditions)
         self.base_plan = BasePlan(kernel, self.executor, store, drivers, self.quarantine, self.drifts)
         self.host_names = HostNames(kernel.resolution, self.base_plan, store, self.registry.all_networks)

@@ -19,7 +19,7 @@ import structlog
 
 from netplug.drivers.codec import JsonObject
 
-from . import opening, schema_table
+from . import copies, opening, schema_table
 from .api import Compare, Record, StoreError
 from .encoding import prefix_end
 from .opening import BUSY_TIMEOUT_S, Location
@@ -52,11 +52,13 @@ CREATE TABLE event (
 ) STRICT, WITHOUT ROWID;
 PRAGMA user_version = 1;
 """
+_RESTORE = "stop netplug, and restore what can be read by 'netplug store restore'; containers stay connected"
 _FULL = "cannot grow: the disk is full; free some space"
 _LAST = f"cannot grow: the disk is full but for {BYTES >> 20} MB, which are kept for what is deleted; free some space"
 _CAUSES = (
-    ("SQLITE_NOTADB", "is not a database; move it away, or choose another state directory"),
-    ("SQLITE_CORRUPT", "is damaged; restore it from a backup, or move it away and create the networks anew"),
+    ("SQLITE_NOTADB", f"is not a database; move it away, or choose another state directory, or {_RESTORE}"),
+    ("SQLITE_CORRUPT", f"is damaged; {_RESTORE}"),
+    ("SQLITE_ERROR", f"is damaged; {_RESTORE}"),
     ("SQLITE_FULL", _FULL),
     ("SQLITE_IOERR_SHMSIZE", _FULL),
     ("SQLITE_READONLY", "cannot be written: no permission, or a read-only file system"),
@@ -102,8 +104,8 @@ class Database:
         self._opened = True
 
     def _open(self) -> None:
-        if isinstance(self._path, Path):
-            opening.create(self._path)
+        if isinstance(self._path, Path) and opening.create(self._path):
+            copies.set_aside(self._path)
         self._db = opening.to_write(self._path)
         try:
             self._prepare()
@@ -132,6 +134,11 @@ class Database:
         """Return why nothing new can be written, and what to do; empty if it can."""
         full = self._reserve is not None and not self._reserve.kept
         return f"store {self._path} {self._unwritable or _LAST}" if self._unwritable or full else ""
+
+    def copy(self) -> None:
+        """Write a copy beside the file; in any thread."""
+        if isinstance(self._path, Path):
+            copies.write(self._path)
 
     def recover(self) -> None:
         """Look whether what was in the way is over. It raises nothing that is still so."""
@@ -168,16 +175,6 @@ class Database:
         except (OSError, sqlite3.Error) as exc:
             raise StoreError(f"store {self._path} {_cause(exc)}") from exc
 
-    def check(self) -> None:
-        """Look whether the file is damaged.
-
-        Raises:
-            sqlite3.DatabaseError: it is.
-        """
-        (found,) = self._db.execute("PRAGMA quick_check(1)").fetchone()
-        if found != "ok":
-            raise sqlite3.DatabaseError(found)
-
     def get(self, key: bytes) -> Record | None:
         """Return the record of a key."""
         row = self._db.execute("SELECT key, value, revision FROM record WHERE key = ?", (key,)).fetchone()
@@ -210,6 +207,12 @@ class Database:
         self._db.execute("PRAGMA wal_checkpoint(RESTART)")
         return self._txn(compares, writes, durable=durable)
 
+    def count_from(self, revision: int) -> None:
+        """Have the next transaction be later than a revision."""
+        with self._transaction(durable=True):
+            self._db.execute("UPDATE state SET revision = ?, forgotten = ?", (revision, revision))
+            schema_table.follow(self._db)
+
     def _grows(self, writes: Sequence[Write]) -> bool:
         """Tell whether there are records to write that do not exist."""
         return any(
@@ -236,6 +239,8 @@ class Database:
             )
         if version == 0 and tables:
             raise StoreError(f"store {self._path} is the database of another program; choose another state directory")
+        if isinstance(self._path, Path):
+            copies.check_age(db, self._path)
         found = schema_table.stored(db) if version else None
         if found and found.refusal:
             raise StoreError(f"store {self._path} {found.refusal}; or move the file away and create the networks anew")
@@ -245,6 +250,8 @@ class Database:
             with self._transaction(durable=True):
                 for statement in _SCHEMA.split(";\n"):
                     db.execute(statement)
+        else:
+            copies.check_pages(db)
         self._drop_history()
         self._migrate(found)
         with self._transaction():  # a file that can only be read is opened all the same
@@ -322,6 +329,10 @@ def _cause(error: sqlite3.Error | OSError) -> str:
         reason = (error.strerror or str(error)).lower()
         return f"cannot be {'written' if opening.is_unwritable(error) else 'opened'}: {reason}"
     name = getattr(error, "sqlite_errorname", "")
+    if not name and not isinstance(
+        error, sqlite3.ProgrammingError
+    ):  # of a check, or of Python, which cannot decode what it reads
+        return f"is damaged ({error}); {_RESTORE}"
     return next((words for prefix, words in _CAUSES if name.startswith(prefix)), f"fails: {error}")
 
 

@@ -32,19 +32,23 @@ def is_unwritable(error: BaseException) -> bool:
     return getattr(error, "sqlite_errorname", "").startswith(_UNWRITABLE)
 
 
-def create(path: Path) -> None:
+def create(path: Path) -> bool:
     """Create the file with mode 0600 before SQLite would with 0644; SQLite's log files take over its mode.
+
+    Return whether it was missing.
 
     Raises:
         OSError: it cannot be written. SQLite would notice that with the first change only.
     """
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     try:
-        fd = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
     except FileExistsError:
         fd = os.open(path, os.O_RDWR)
         os.fchmod(fd, 0o600)
-    os.close(fd)
+        os.close(fd)
+        return False
+    return True
 
 
 def to_write(path: Location) -> sqlite3.Connection:

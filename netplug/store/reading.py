@@ -7,6 +7,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
+from . import copies
 from .api import Record, StoreError
 from .database import Database
 
@@ -26,12 +27,11 @@ def records(path: Path) -> list[Record]:
         database = Database(copy)
         try:
             with database.explained():
-                for suffix in ("", _LOG):
+                for suffix in ("", _LOG, copies.SUFFIX):
                     if (source := path.with_name(path.name + suffix)).exists():
                         shutil.copyfile(source, copy.with_name(copy.name + suffix))
                 database.open()
                 try:
-                    database.check()
                     return database.range(b"")[0]
                 finally:
                     database.close()

@@ -38,6 +38,7 @@ class SqliteStore:
         self._jobs: queue.SimpleQueue[tuple[asyncio.Future[Any], Callable[[], Any]] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._work, name="netplug-store", daemon=True)
         self._closed = False
+        self._copied = -1
 
     @classmethod
     async def open(cls, path: Location, reserve: Reserve | None = None) -> "SqliteStore":
@@ -97,6 +98,22 @@ class SqliteStore:
             return self._database.trouble
 
         return await self._call(look)
+
+    async def copy(self) -> None:
+        """Have a copy of the file beside it, unless that is up to date; see `copies`.
+
+        Raises:
+            StoreError: the file is damaged, or the copy cannot be written.
+        """
+
+        def work() -> None:
+            with self._database.explained():
+                self._database.copy()
+
+        _, revision = await self._call(functools.partial(self._database.range, b"meta/restored"))
+        if revision != self._copied:
+            await asyncio.to_thread(work)
+            self._copied = revision
 
     async def close(self) -> None:
         """Finish the pending jobs and close the file. A second call does nothing."""

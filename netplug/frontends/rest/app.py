@@ -54,7 +54,7 @@ class Reconciler(Protocol):
 
     async def diff(self) -> list[Difference]: ...
 
-    async def repair(self) -> list[Difference]: ...
+    async def repair(self, *, asked: bool = False) -> list[Difference]: ...
 
 
 async def nobody_asked(network_id: str) -> None:
@@ -257,7 +257,7 @@ class _Api:
         return self._differences(await self._reconciler.diff())
 
     async def repair(self) -> wire.Differences:
-        return self._differences(await self._reconciler.repair())
+        return self._differences(await self._reconciler.repair(asked=True))
 
     def _differences(self, found: list[Difference]) -> wire.Differences:
         registry = self._engine.registry
