@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from living import DEADLINE_S, Living, living, until
 
+from netplug.cli import CliError
+from netplug.cli.client import Client
 from netplug.frontends import connections, patient
 from netplug.frontends.cni import server as cni
 from netplug.frontends.connections import Connections
@@ -300,3 +302,13 @@ def test_few_files_allow_few_connections(monkeypatch: pytest.MonkeyPatch) -> Non
     for files, most in ((64, 8), (1024, 128), (1 << 20, 512)):
         monkeypatch.setattr("resource.getrlimit", lambda _, files=files: (files, files))
         assert connections.affordable() == most
+
+
+def test_a_command_waits_while_the_queue_of_the_socket_is_full(tmp_path: Path, stack: ExitStack) -> None:
+    path = tmp_path / "netplug.sock"
+    full = stack.enter_context(socket.socket(socket.AF_UNIX))
+    full.bind(str(path))
+    full.listen(0)
+    stack.enter_context(connect(path))
+    with pytest.raises(CliError, match="did not answer in 1 s"):
+        Client(tmp_path, 1.0).get("version")

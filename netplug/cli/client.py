@@ -89,10 +89,14 @@ class Client:
     @contextmanager
     def _connected(self) -> Iterator[socket.socket]:
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        sock.settimeout(self.deadline_s)
+        # With a timeout of Python's, connect() fails at once while the queue of the socket is full (unix(7), EAGAIN).
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", *_parts(self.deadline_s)))
         with sock:
             try:
                 sock.connect(str(self.path))
+                sock.settimeout(self.deadline_s)
+            except BlockingIOError:
+                raise self._broken(TimeoutError()) from None
             except (FileNotFoundError, ConnectionRefusedError, NotADirectoryError):
                 raise CliError(
                     UNREACHABLE, f"no daemon answers at {self.path}", hint="start it with: netplug serve"
@@ -154,6 +158,11 @@ class Client:
             connection.request(method, url, body=body, headers=headers)
             sock.sendall(b"".join(parts))
             return connection.getresponse()
+
+
+def _parts(seconds: float) -> tuple[int, int]:
+    """Return a time as a struct timeval."""
+    return int(seconds), int(seconds % 1 * 1e6)
 
 
 def _url(path: tuple[str, ...], query: Mapping[str, str] | None) -> str:

@@ -44,6 +44,7 @@ class Connections:
     def __init__(self, most: int = 0) -> None:
         self._most = most
         self._all: dict[Connection, None] = {}
+        self._held: Counter[Hashable] = Counter()
 
     def __len__(self) -> int:
         return len(self._all)
@@ -53,6 +54,7 @@ class Connections:
         if len(self._all) >= (self._most or affordable()) and not self.make_room():
             return False
         self._all[connection] = None
+        self._held[connection.peer] += 1
         return True
 
     def touch(self, connection: Connection) -> None:
@@ -63,17 +65,29 @@ class Connections:
 
     def remove(self, connection: Connection) -> None:
         """Forget a connection that is closed."""
-        self._all.pop(connection, None)
+        if connection not in self._all:
+            return
+        del self._all[connection]
+        self._held[connection.peer] -= 1
+        if not self._held[connection.peer]:
+            del self._held[connection.peer]
 
     def make_room(self) -> bool:
         """Close one that waits for a request. False: there is none."""
-        if not (waiting := [it for it in self._all if it.waits]):
+        if (victim := self._of_the_greediest() or self._any()) is None:
             return False
-        held = Counter(it.peer for it in self._all)
-        victim = min(waiting, key=lambda it: (it.served, -held[it.peer]))  # of equals the first: the oldest
-        del self._all[victim]
+        self.remove(victim)
         victim.drop()
         return True
+
+    def _of_the_greediest(self) -> Connection | None:
+        """Return the oldest that never had an answer, of the peer that holds most: in a flood one of the first."""
+        most = max(self._held.values(), default=0)
+        return next((it for it in self._all if it.waits and not it.served and self._held[it.peer] == most), None)
+
+    def _any(self) -> Connection | None:
+        waiting = (it for it in self._all if it.waits)
+        return min(waiting, key=lambda it: (it.served, -self._held[it.peer]), default=None)  # of equals the oldest
 
 
 def affordable() -> int:

@@ -25,6 +25,9 @@ CONNECTIONS = 96
 PATIENCE_S = 10.0
 """How long a connection may lack a whole request, or not read an answer."""
 
+BACKLOG = 1024
+"""Who connects while many do: with the usual 128 the kernel drops them, and they ask again a second later."""
+
 _HINTS = {
     errno.EADDRINUSE: "ss -ltnp 'sport = :{port}' shows who does",
     errno.EADDRNOTAVAIL: "ip address shows those of this host",
@@ -77,7 +80,7 @@ def _listening(address: IPv4Address | IPv6Address, port: int) -> socket.socket:
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sock.bind((str(address), port))
-        sock.listen()
+        sock.listen(BACKLOG)
     except OSError as exc:
         sock.close()
         where = f"[{address}]:{port}" if address.version == 6 else f"{address}:{port}"
