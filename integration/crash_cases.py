@@ -65,8 +65,11 @@ def ipam(method: str, body: Any) -> Request:
 
 
 def docker_network(driver: str, space: str = "LocalDefault") -> Requests:
+    def aux(subnet: str) -> dict[str, str]:
+        return {"host": _at(subnet, 7)} if driver == "macvlan" else {}
+
     v4, v6 = (
-        [{"AddressSpace": space, "AuxAddresses": {}, "Gateway": f"{_at(subnet, 1)}", "Pool": subnet}]
+        [{"AddressSpace": space, "AuxAddresses": aux(subnet), "Gateway": _at(subnet, 1), "Pool": subnet}]
         for subnet in SUBNETS[driver] or ("10.80.0.0/24", "fd00:80::/64")
     )
     options = {
