@@ -57,7 +57,7 @@ class Case:
 
 
 def plugin(method: str, body: Any) -> Request:
-    return lambda scene: scene.plugin(f"NetworkDriver.{method}", body, "exists already" if "Create" in method else "")
+    return lambda scene: scene.plugin(f"NetworkDriver.{method}", body)
 
 
 def ipam(method: str, body: Any) -> Request:
@@ -140,7 +140,7 @@ OWN_POOL_BACK = (
 def own_network(scene: Scene) -> None:
     data = [{"AddressSpace": "netplug-local", "AuxAddresses": {}, "Gateway": "10.80.0.1/24", "Pool": POOL}]
     body = {"NetworkID": NET, "Options": {GENERIC: {}}, "IPv4Data": data}
-    scene.plugin("NetworkDriver.CreateNetwork", body, "exists already")
+    scene.plugin("NetworkDriver.CreateNetwork", body)
 
 
 def own_address(scene: Scene) -> None:
@@ -151,7 +151,7 @@ def own_address(scene: Scene) -> None:
 def own_endpoint(scene: Scene) -> None:
     interface = {"Address": scene.kept["address"], "AddressIPv6": "", "MacAddress": ""}
     body = REF | {"Interface": interface, "Options": {PORTMAP: BINDINGS}}
-    scene.plugin("NetworkDriver.CreateEndpoint", body, "exists already")
+    scene.plugin("NetworkDriver.CreateEndpoint", body)
 
 
 def own_address_back(scene: Scene) -> None:
@@ -198,7 +198,7 @@ def api(method: str, *path: str, already: str = "", **body: Any) -> Request:
 
 def own(driver: str) -> Request:
     subnets = [{"subnet": subnet} for subnet in SUBNETS[driver]]
-    return api("POST", "networks", already="exists", name="blue", subnets=subnets, options=OPTIONS[driver])
+    return api("POST", "networks", name="blue", subnets=subnets, options=OPTIONS[driver])
 
 
 OWN_BACK = api("DELETE", "networks", "blue", already="no network")
@@ -214,7 +214,7 @@ CHANGED = {"rate": "8mbit", "icc": "false", "dns": "off", "mtu": "1300"}
 def attach(driver: str) -> Request:
     ports = PORTS if driver in {"bridge", "host"} else []
     at = [_at(subnet, 9).partition("/")[0] for subnet in SUBNETS[driver]]
-    return api("POST", "attach", already="already", network="blue", netns="web", name="web", ports=ports, addresses=at)
+    return api("POST", "attach", network="blue", netns="web", name="web", ports=ports, addresses=at)
 
 
 def command_cases(driver: str) -> list[Case]:

@@ -49,6 +49,7 @@ class Model:
     endpoints: dict[tuple[str, int], bool] = field(default_factory=dict)  # whether the port is published
     added: set[tuple[str, int]] = field(default_factory=set)  # endpoints with a port that a user added
     left: set[tuple[str, int]] = field(default_factory=set)  # endpoints that left their sandbox
+    unanswered: set[str] = field(default_factory=set)  # ids of what was there at the last start, until asked for again
 
     def of(self, name: str) -> list[tuple[str, int]]:
         return [key for key in self.endpoints if key[0] == name]
@@ -80,6 +81,21 @@ class EngineMachine(RuleBasedStateMachine):
     def run(self, work: Any) -> Any:
         return self.runner.run(work)
 
+    def reboot(self) -> None:
+        self.run(self.host.reboot())
+        there = [it.network.id for it in self.host.networks()] + [it.endpoint.id for it in self.host.endpoints()]
+        self.model.unanswered = set(there)
+
+    def repeated(self, ident: str, work: Awaitable[object]) -> None:
+        """Ask for what is there: once after a start, the answer may have been lost."""
+        if ident not in self.model.unanswered:
+            self.refused("exists", work)
+            return
+        self.model.unanswered.discard(ident)
+        before = self.run(self.host.state())
+        self.run(work)
+        assert self.run(self.host.state()) == before
+
     def refused(self, kind: str, work: Awaitable[object]) -> None:
         with pytest.raises(NetplugError) as caught:
             self.run(work)
@@ -105,7 +121,8 @@ class EngineMachine(RuleBasedStateMachine):
     @rule(name=NAMES, by=st.sampled_from([DOCKER, CLI]))
     def create_network(self, name: str, by: FrontEnd) -> None:
         if name in self.model.networks:
-            self.refused("exists", self.creation(name, by))
+            asked = IDS[name] if by is self.model.networks[name] else "of another front end"
+            self.repeated(asked, self.creation(name, by))
             return
         self.run(self.creation(name, by))
         self.model.networks[name] = by
@@ -135,8 +152,10 @@ class EngineMachine(RuleBasedStateMachine):
 
     def forget_network(self, name: str) -> None:
         for key in self.model.of(name):
+            self.model.unanswered.discard(f"{list(IDS).index(name)}{key[1]}" * 32)
             self.model.drop(key)
         del self.model.networks[name]
+        self.model.unanswered.discard(IDS[name])
 
     def plugging(self, name: str, number: int) -> Awaitable[object]:
         """Do what brings a container or namespace into a network; both want the same port."""
@@ -152,7 +171,7 @@ class EngineMachine(RuleBasedStateMachine):
         if name not in self.model.networks:
             self.refused("not_found", work)
         elif (name, number) in self.model.endpoints:
-            self.refused("exists", work)
+            self.repeated(self.endpoint_id((name, number)), work)
         else:
             self.run(work)
             self.model.endpoints[name, number] = number == 1 and self.model.networks[name] is CLI
@@ -184,6 +203,7 @@ class EngineMachine(RuleBasedStateMachine):
     @rule(data=st.data())
     def unplug(self, data: st.DataObject) -> None:
         key = self.an_endpoint(data)
+        self.model.unanswered.discard(self.endpoint_id(key))
         assert self.run(self.host.engine.endpoints.delete(IDS[key[0]], self.endpoint_id(key)))
         self.model.drop(key)
 
@@ -224,11 +244,11 @@ class EngineMachine(RuleBasedStateMachine):
         fuse.left = changes
         with suppress(Died):
             self.run(work())
-        self.run(self.host.reboot())
+        self.reboot()
 
     @rule()
     def restart(self) -> None:
-        self.run(self.host.reboot())
+        self.reboot()
 
     @rule(name=NAMES, number=NUMBERS, changes=st.integers(0, 25))
     def die_while_plugging(self, name: str, number: int, changes: int) -> None:

@@ -103,8 +103,8 @@ class Scene:
                 return None
             raise RefusedError(str(error)) from error
 
-    def plugin(self, method: str, body: Any, already: str = "") -> Any:
-        """Call a method of the Docker plugin. `already`: as for `api`."""
+    def plugin(self, method: str, body: Any) -> Any:
+        """Call a method of the Docker plugin."""
         with closing(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)) as sock:
             sock.settimeout(START_TIMEOUT_S * 3)
             connection = http.client.HTTPConnection("plugin.moby.localhost")
@@ -118,8 +118,6 @@ class Scene:
                 self._died(error)
                 raise
         if response.status != 200:
-            if self.repeating and already and already in answer["Err"]:
-                return answer
             raise RefusedError(f"{method}: {answer}")
         return answer
 

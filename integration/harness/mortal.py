@@ -68,6 +68,7 @@ class Mortal(Netplug):
     """`Netplug`, by a server of processes that die where `control` says."""
 
     def __init__(self, host: Host, *serve_args: str) -> None:
+        self.host = host
         self._address = host.dir / "crash.sock"
         self.control = Control(host.dir / "crash.points")
         self.control.disarm()

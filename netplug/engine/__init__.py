@@ -26,6 +26,7 @@ from netplug.engine.host_services import HostServices
 from netplug.engine.implicit_networks import ImplicitNetworks
 from netplug.engine.journal import Journal
 from netplug.engine.leasing import Leasing
+from netplug.engine.lost_answers import LostAnswers
 from netplug.engine.network_updates import NetworkUpdates
 from netplug.engine.networks import Networks
 from netplug.engine.peers import Peers
@@ -82,13 +83,14 @@ class Engine:
         addressing = Addressing(allocator, self.conflict_detection, drivers)
         self.publishing = Publishing(self.registry, self.journal, kernel, drivers, self.planner)
         self.exposure = Exposure(self.registry, self.conditions, self.publishing)
+        lost_answers = LostAnswers(self.registry, allocator, drivers)
         self.endpoints = Endpoints(
-            self.registry, self.planner, self.journal, addressing, kernel, drivers, self.publishing
+            self.registry, self.planner, self.journal, addressing, kernel, drivers, self.publishing, lost_answers
         )
         self.added_ports = AddedPorts(self.registry, self.publishing, self.endpoints, kernel, drivers)
         self.peers = Peers(self.registry, self.base_plan, kernel.changes, self.executor, drivers)
         self.networks = Networks(
-            self.registry, self.base_plan, self.journal, addressing, self.endpoints, self.peers, drivers
+            self.registry, self.base_plan, self.journal, addressing, self.endpoints, self.peers, drivers, lost_answers
         )
         self.convergence = Convergence(
             self.registry, self.planner, self.journal, self.executor, self.peers, drivers, self.conditions

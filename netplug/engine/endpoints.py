@@ -19,6 +19,7 @@ from netplug.engine.endpoint_building import EndpointBuilder
 from netplug.engine.happenings import because
 from netplug.engine.journal import Intent, Journal
 from netplug.engine.listener import EndpointListener, NullListener
+from netplug.engine.lost_answers import LostAnswers
 from netplug.engine.planning import Planner
 from netplug.engine.publishing import Publishing
 from netplug.engine.records import (
@@ -58,8 +59,10 @@ class Endpoints:
         kernel: HostKernel,
         drivers: Drivers,
         publishing: Publishing,
+        lost_answers: LostAnswers,
     ) -> None:
         self._registry = registry
+        self._lost_answers = lost_answers
         self._journal = journal
         self._addressing = addressing
         self._kernel = kernel
@@ -87,7 +90,9 @@ class Endpoints:
         network_id = self._registry.network(spec.network).network.id
         async with self._registry.lock(network_id):
             record = self._registry.network(network_id)
-            if self._registry.find(network_id, spec.id) is not None:
+            if (there := self._registry.find(network_id, spec.id)) is not None:
+                if self._lost_answers.is_endpoint(there, spec, [it.ip for it in spec.addresses]):
+                    return there
                 raise NetplugError("exists", f"endpoint {spec.id[:12]!r} exists already")
             await self._drop_superseded(spec, record)
             return await self._told(await self._builder.create(record, spec, wanted))
@@ -249,8 +254,9 @@ class Endpoints:
                 async with self._registry.lock(network_id):
                     record = self._registry.network(network_id)
                     _refuse_unlinked(self._drivers.of(record.network), record.network, spec)
-                    await self._refuse_second(record, wanted, spec)
-                    built = await self._told(await self._builder.create(record, wanted, spec.addresses))
+                    built = await self._repeated(record, wanted, spec) or await self._told(
+                        await self._builder.create(record, wanted, spec.addresses)
+                    )
                 await self._leave_by(built)
             await self.listener.settled(built)
             return self._registry.endpoint(network_id, built.endpoint.id)
@@ -287,10 +293,11 @@ class Endpoints:
             await self.delete(built.endpoint.network, built.endpoint.id)
             raise
 
-    async def _refuse_second(self, record: NetworkRecord, wanted: EndpointSpec, spec: AttachSpec) -> None:
-        """Refuse an interface that is attached already, unless its namespace is gone: a new one may have path and id.
+    async def _repeated(self, record: NetworkRecord, wanted: EndpointSpec, spec: AttachSpec) -> EndpointRecord | None:
+        """Return the endpoint of the same request if its answer was lost; None where nothing is attached.
 
-        The message says how it differs from what is asked for.
+        Other interfaces that are attached already are refused, unless their namespace is gone: a new one may have path
+        and id. The message says how it differs from what is asked for.
         """
         here = [one for one in self._registry.in_sandbox(wanted.netns, wanted.netns_id) if one.ifname == wanted.ifname]
         found = (self._registry.find(network.network.id, wanted.id) for network in self._registry.networks())
@@ -298,6 +305,8 @@ class Endpoints:
             if other.endpoint.network == record.network.id and await self._kernel.drift(tuple(other.plan)):
                 await self.drop(other)
                 continue
+            if other.endpoint.id == wanted.id and self._lost_answers.is_endpoint(other, wanted, spec.addresses):
+                return other
             name = self._registry.network(other.endpoint.network).network.name
             differing = self._differing(record, other, wanted, spec)
             raise NetplugError(
@@ -305,6 +314,7 @@ class Endpoints:
                 f"{wanted.ifname} of {spec.netns} is attached to network {name!r} already, {differing}",
                 hint="detach it first or choose another --ifname",
             )
+        return None
 
     def _differing(self, record: NetworkRecord, other: EndpointRecord, wanted: EndpointSpec, spec: AttachSpec) -> str:
         """Return how an endpoint differs from what is asked for, to follow what it is."""

@@ -16,6 +16,7 @@ from netplug.engine.addressing import Addressing
 from netplug.engine.base_plan import BasePlan
 from netplug.engine.endpoints import Endpoints
 from netplug.engine.journal import Intent, Journal
+from netplug.engine.lost_answers import LostAnswers
 from netplug.engine.network_checks import refuse_sticky, refuse_subnets
 from netplug.engine.peers import Peers
 from netplug.engine.records import CREATED, NETWORKS, FrontEnd, NetworkRecord, NetworkSpec
@@ -62,8 +63,10 @@ class Networks:
         endpoints: Endpoints,
         peers: Peers,
         drivers: Drivers,
+        lost_answers: LostAnswers,
     ) -> None:
         self._registry = registry
+        self._lost_answers = lost_answers
         self._base_plan = base_plan
         self._journal = journal
         self._addressing = addressing
@@ -81,7 +84,7 @@ class Networks:
         """
         if self.cluster is not None and self._stretches(self._drivers.parse(spec.options).mode):
             return await self.cluster.create(spec)
-        return await self.build(spec)
+        return await self._lost_answers.network(spec) or await self.build(spec)
 
     async def delete(self, ref: str, *, by: FrontEnd, orphaned: bool = False) -> None:
         """Delete a network, on all hosts that have it; see `take_down`.

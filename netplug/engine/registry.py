@@ -36,7 +36,8 @@ class Registry:
 
     `starting`: networks that are being created. `absent`: by name, why a network of the cluster is not on this host.
     `watchers`: called at each change; a deleted network is one change, with its endpoints. `loading`: whether what they
-    are told of is being read from the store.
+    are told of is being read from the store. `unanswered`: ids of records that were there at the start, until their
+    caller was heard of; see `LostAnswers`.
     """
 
     def __init__(self, store: Store, quarantine: Quarantine, drivers: Drivers) -> None:
@@ -44,6 +45,7 @@ class Registry:
         self.absent: dict[str, str] = {}
         self.watchers: list[Watcher] = []
         self.loading = False
+        self.unanswered: set[str] = set()
         self._store = store
         self.quarantine = quarantine
         self._drivers = drivers
@@ -71,6 +73,7 @@ class Registry:
                 except ValueError as exc:
                     found |= unusable(stored.key, stored.value, exc)
             self.quarantine.replace(prefix, found)
+        self.unanswered = {*self._networks, *(ident for found in self._endpoints.values() for ident in found)}
         # An earlier version may have deleted the networks.
         if gone := self._created.keys() - self._networks.keys() - self.quarantine.networks():
             await self._store.txn((), [Delete(CREATED + ident) for ident in gone])
@@ -234,10 +237,12 @@ class Registry:
         before = self._known(record)
         if isinstance(record, NetworkRecord):
             self._networks.pop(record.network.id, None)
-            self._endpoints.pop(record.network.id, None)
+            gone = self._endpoints.pop(record.network.id, {})
+            self.unanswered -= {record.network.id, *gone}
         else:
             self._leave_sandbox(record)
             self._endpoints[record.endpoint.network].pop(record.endpoint.id, None)
+            self.unanswered.discard(record.endpoint.id)
         self._tell(before, None)
 
     def _known(self, record: Record) -> Record | None:
