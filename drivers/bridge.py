@@ -137,13 +137,13 @@ class BridgeDriver:
     def expose(self, net: Network, ep: Endpoint) -> Plan:
         if net.internal or not ep.ports:
             return Plan()
-        plan = Plan()
+        steps: list[Step] = []  # there may be ten thousand: to add up plans would take minutes
         addresses = [interface.ip for interface in ep.addresses]
         for mapping in ep.ports:
             published_ports.check_port(net, ep, mapping)
             for host, address in published_ports.host_addresses(mapping, addresses):
-                plan += published_ports.publish(mapping, host, address)
-        return Plan((Hairpin(host_side(ep.id)),)) + plan if plan else plan
+                steps += published_ports.publish(mapping, host, address)
+        return Plan((Hairpin(host_side(ep.id)), *steps)) if steps else Plan()
 
     def base(self, families: Sequence[int], host: HostFacts) -> Plan:
         tables = Plan((firewall.table(ANTISPOOF, "antispoof"),))

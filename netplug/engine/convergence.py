@@ -29,7 +29,7 @@ from netplug.errors import Reportable
 from netplug.kernel.api import StepError
 from netplug.kernel.executor import Executor
 from netplug.store.api import Delete, Put, StoreError
-from netplug.tasks.turns import in_turns
+from netplug.tasks.turns import aside, in_turns
 from netplug.tasks.uncancellable import uncancellable
 
 log = structlog.get_logger(__name__)
@@ -318,7 +318,7 @@ class Convergence:
         moves = [move for move in [_move(before.described, before, after, before.plan, plan, before.used)] if move]
         async for endpoint in in_turns(self._registry.endpoints(net.id)):
             later = self._planner.endpoint(net, endpoint)
-            exposed = self._planner.exposed(net, later)
+            exposed = await aside(len(later.exposed), self._planner.exposed, net, later)
             later = replace(later, exposed=endpoint.exposed if _same(endpoint.exposed, exposed) else exposed)
             if move := _move(endpoint.described, endpoint, later, endpoint.present, later.present):
                 moves.append(move)

@@ -20,6 +20,7 @@ from netplug.engine.registry import Registry, put
 from netplug.engine.way_out import WayOut
 from netplug.errors import NetplugError
 from netplug.kernel.api import HostKernel, StepError
+from netplug.tasks.turns import aside
 
 log = structlog.get_logger(__name__)
 
@@ -123,6 +124,6 @@ class EndpointBuilder:
         async with self._publishing.exposed(net, hidden, caller) if hidden.ifname else nullcontext(hidden) as built:
             intent = Intent(f"endpoint {short(built.endpoint.id)}", built.present, (built.key,))
             key, _ = await self._journal.build(intent)
-            await self._journal.commit(key, [put(built)])
+            await self._journal.commit(key, [await aside(len(built.exposed), put, built)])
             self._registry.remember(built)
         return built

@@ -19,6 +19,7 @@ from netplug.engine.quarantine import Quarantine, Unusable, unusable
 from netplug.kernel.api import Outcome
 from netplug.kernel.executor import Executor
 from netplug.store.api import Delete, Put, Store, StoreError
+from netplug.tasks.turns import aside
 from netplug.tasks.uncancellable import uncancellable
 
 log = structlog.get_logger(__name__)
@@ -47,6 +48,7 @@ class Journal:
         self._quarantine = quarantine
         self._executor = executor
         self._open: dict[str, Intent] = {}
+        self._keys: dict[str, frozenset[str]] = {}
         self._left: dict[str, Intent] = {}
         self._read = False
         # Left intents are reverted one at a time: a revert that runs while another task builds the same objects would
@@ -71,9 +73,10 @@ class Journal:
 
     async def _begin(self, key: str, intent: Intent, ops: Sequence[Put | Delete], plan: Plan) -> None:
         """Write an intent. `plan`: the objects that left intents no longer have."""
+        begun = await aside(len(intent.plan), _put, key, intent)
         keys = frozenset(port_ranges.keys(plan)) if self._left or not self._read else frozenset()
         if self._read and not self._touched(keys):
-            await self._store.txn((), (_put(key, intent), *ops))
+            await self._store.txn((), (begun, *ops))
             return
         async with self._mending:
             await self._read_once()
@@ -89,7 +92,7 @@ class Journal:
             settled = {old for old in touched if old not in kept}
             settled |= {name for left in touched.values() for name in left.drop if name not in written}
             await self._store.txn(
-                (), (_put(key, intent), *ops, *map(Delete, sorted(settled)), *(_put(*item) for item in kept.items()))
+                (), (begun, *ops, *map(Delete, sorted(settled)), *(_put(*item) for item in kept.items()))
             )
             for old in touched:
                 self._left.pop(old, None)
@@ -196,8 +199,9 @@ class Journal:
 
     def changing(self) -> frozenset[str]:
         """Return the keys of the steps that are being applied or reverted now."""
-        steps = [step for intent in self._open.values() for step in intent.plan]
-        return frozenset(step.key for step in steps).union(port_ranges.keys(steps))
+        # Each comparison asks several times, and a plan may have thousands of ports.
+        self._keys = {key: self._keys.get(key) or _keys(intent) for key, intent in self._open.items()}
+        return frozenset[str]().union(*self._keys.values())
 
     async def recover(self) -> int:
         """Revert the intents that a crash or a failed revert left, and return their number."""
@@ -260,6 +264,10 @@ class Journal:
                 log.warning("revert.failed", what=intent.what, error=str(error))
             return False
         return True
+
+
+def _keys(intent: Intent) -> frozenset[str]:
+    return frozenset(step.key for step in intent.plan).union(port_ranges.keys(intent.plan))
 
 
 def _without(plan: Plan, keys: Container[str]) -> Plan:

@@ -1,6 +1,6 @@
 """Use cases of published ports. Host ports are reserved before any rule leads to them."""
 
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 
@@ -25,6 +25,8 @@ from netplug.engine.sandboxes import is_there
 from netplug.errors import NetplugError
 from netplug.kernel.api import IN_USE, HostKernel
 from netplug.kernel.host.api import Reservations
+from netplug.store.api import Put
+from netplug.tasks.turns import aside
 from netplug.tasks.uncancellable import uncancellable
 
 log = structlog.get_logger(__name__)
@@ -110,7 +112,7 @@ class Publishing:
         self, net: Network, built: EndpointRecord, caller: Caller = _NOBODY
     ) -> AsyncIterator[EndpointRecord]:
         """Yield the record with its ports reserved and published. The reservations end if the block fails."""
-        if not self._drivers.of(net).expose(net, built.endpoint):
+        if not await aside(len(built.endpoint.ports), self._drivers.of(net).expose, net, built.endpoint):
             yield built
             return
         shares = built.front_end.shares
@@ -128,7 +130,8 @@ class Publishing:
                     published = await held.enter_async_context(work)
                 except NetplugError as exc:
                     raise self.with_holder(exc, built, ports) from exc
-                yield self.planned(net, replace(built, published=in_order((*built.published, *published))))
+                open_ = replace(built, published=in_order((*built.published, *published)))
+                yield await aside(len(published), self.planned, net, open_)
 
     def with_holder(self, error: NetplugError, built: EndpointRecord, ports: Sequence[PortMapping]) -> NetplugError:
         """Return the error of a taken port with the name of the endpoint that has it, if it is one of ours."""
@@ -152,16 +155,16 @@ class Publishing:
 
         `moves`: each endpoint before and after; the later plan has all objects of the former.
         """
-        more = (it for old, new in moves for it in port_ranges.less(new.exposed, port_ranges.keys(old.exposed)))
-        key, _ = await self._journal.build(Intent(_what(moves), Plan(tuple(more))))
-        await self._journal.commit(key, [put(new) for _, new in moves])
+        more = await aside(sum(len(new.exposed) for _, new in moves), _added, moves)
+        key, _ = await self._journal.build(Intent(_what(moves), more))
+        await self._journal.commit(key, await aside(len(more), _puts, moves))
         for _, new in moves:
             self._registry.remember(new)
 
     async def shrink(self, *moves: tuple[EndpointRecord, EndpointRecord]) -> None:
         """Publish fewer ports, as `grow`; the later plan has no other objects than the former."""
-        gone = (it for old, new in moves for it in port_ranges.less(old.exposed, port_ranges.keys(new.exposed)))
-        await self._journal.take_down(Intent(_what(moves), Plan(tuple(gone))), [put(new) for _, new in moves])
+        gone = await aside(sum(len(old.exposed) for old, _ in moves), _added, [(new, old) for old, new in moves])
+        await self._journal.take_down(Intent(_what(moves), gone), await aside(len(gone), _puts, moves))
         for _, new in moves:
             self._registry.remember(new)
 
@@ -381,6 +384,15 @@ class Publishing:
         await self.shrink((built, hidden))
         self.forget_lost(hidden)
         return hidden
+
+
+def _added(moves: Iterable[tuple[EndpointRecord, EndpointRecord]]) -> Plan:
+    """Return what the later records of pairs publish, and the former do not."""
+    return Plan(tuple(it for old, new in moves for it in port_ranges.less(new.exposed, port_ranges.keys(old.exposed))))
+
+
+def _puts(moves: Iterable[tuple[EndpointRecord, EndpointRecord]]) -> list[Put]:
+    return [put(new) for _, new in moves]
 
 
 def _what(moves: Sequence[tuple[EndpointRecord, EndpointRecord]]) -> str:

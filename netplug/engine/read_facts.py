@@ -45,7 +45,7 @@ class ReadFacts(HostFacts):
         """Whether all that was read is as it is at a host."""
         if host is self._host:
             return True
-        return all(value == _value(host, name) for name, value in self._read.items())
+        return all(value == _value(host, name) for name, value in tuple(self._read.items()))  # a thread may read more
 
     def __getattribute__(self, name: str) -> Any:
         if name == "__class__":  # a copy is one of plain facts: all that it is made of counts as read

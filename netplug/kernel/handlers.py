@@ -236,12 +236,14 @@ class LoopLane:
     async def remove(self, steps: Sequence[Step]) -> list[Exception]:
         """Remove steps; see `Lane`."""
         errors: list[Exception] = []
-        for step in steps:
+        for number, step in enumerate(steps, 1):
             try:
                 with naming(step):
                     self._handler(step).remove(step)
             except StepError as error:
                 errors.append(error)
+            if number % _YIELD_EVERY == 0:
+                await asyncio.sleep(0)
         return errors
 
     def _handler(self, step: Step) -> LoopHandler[Any]:
