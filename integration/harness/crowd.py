@@ -115,6 +115,16 @@ class Crowd:
         names = "".join(f"netns del box{number}\n" for number in range(self.room))
         self.netplug.host.run(["ip", "-batch", "-"], stdin=names, timeout_s=300)
         self.room = 0
+        self.api.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Leave it to the end of the host what is there still."""
+        self.api.close()
 
     def reconnect(self) -> None:
         """Connect to a daemon that was started anew."""

@@ -94,6 +94,11 @@ class Process:
         self.signal(signal.SIGTERM)
         return self.wait(timeout_s)
 
+    def interrupt(self, timeout_s: float = 15) -> int:
+        """Send SIGINT and wait."""
+        self.signal(signal.SIGINT)
+        return self.wait(timeout_s)
+
     def kill(self) -> None:
         """Send SIGKILL and wait."""
         self.signal(signal.SIGKILL)
