@@ -98,6 +98,43 @@ async def test_pool_that_docker_asked_for_in_vain_is_given_back(
     assert [pool.holds for pool in plugin.engine.allocator.pools()] == [left] * bool(left)
 
 
+async def test_pool_that_docker_asked_for_again_before_the_search_is_given_back_once(
+    plugin: Plugin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    request = {"AddressSpace": "netplug-local", "Pool": str(POOL), "SubPool": "", "Options": {}, "V6": False}
+    await plugin.ok("/IpamDriver.RequestPool", request)
+
+    async def look() -> DockerView:
+        return DockerView(subnets=frozenset({POOL}), holds=frozenset({(POOL, NET)}))
+
+    async def repair() -> None:
+        """Find nothing."""
+
+    them = GarbageCollector(plugin.engine, look)
+    suspects = them.suspects()
+    await plugin.ok("/IpamDriver.RequestPool", request)
+    await them.after_lost_request(suspects)
+    (pool,) = plugin.engine.allocator.pools()
+    assert pool.holds == 2, "it is not known which one was lost"
+    release, released = plugin.engine.allocator.release_pool, asyncio.Event()
+
+    async def noting(pool_id: str) -> bool:
+        done = await release(pool_id)
+        released.set()
+        return done
+
+    monkeypatch.setattr(plugin.engine.allocator, "release_pool", noting)
+    task = asyncio.ensure_future(them.run(suspects, repair))
+    try:
+        async with asyncio.timeout(20):
+            await released.wait()
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+    (pool,) = plugin.engine.allocator.pools()
+    assert pool.holds == 1
+
+
 async def test_pool_of_a_network_of_ours_keeps_a_hold(plugin: Plugin) -> None:
     """It may be another Docker's, which our Docker does not list."""
     request = {"AddressSpace": "netplug-local", "Pool": str(POOL), "SubPool": "", "Options": {}, "V6": False}

@@ -20,6 +20,7 @@ from netplug.engine.records import DockerView, EndpointRecord, FrontEnd
 from netplug.engine.sandboxes import has_processes
 from netplug.errors import NetplugError
 from netplug.ipam.lease import Lease, OwnerKind
+from netplug.ipam.pool import Pool
 
 log = structlog.get_logger(__name__)
 
@@ -59,6 +60,7 @@ class GarbageCollector:
         self._restarts: asyncio.Queue[Suspects] = asyncio.Queue()
         self._request_lost = asyncio.Event()
         self._cause = ""
+        self._releasing = asyncio.Lock()
 
     def on_activate(self) -> None:
         """Note a restart of dockerd: endpoints may have died without a notification."""
@@ -195,15 +197,9 @@ class GarbageCollector:
                 log.info("network.orphaned", network=short(ident), name=record.network.name)
                 with because("docker does not have it any more"):
                     await self._delete_network(ident)
-        for pool in allocator.pools():
-            # A network that Docker does not list may be another Docker's.
-            known = max(sum(subnet == pool.network for subnet, _ in view.holds), pool.network in view.subnets)
-            known = max(known, bool(pool.holders))
-            orphaned = min(suspects.pools.get(pool.id, 0), pool.holds) - known
-            if orphaned > 0:
-                log.info("pool.orphaned", pool=pool.id, holds=orphaned)
-            for _ in range(orphaned):
-                await allocator.release_pool(pool.id)
+        async with self._releasing:
+            for pool in allocator.pools():
+                await self._release_holds(pool, suspects.pools.get(pool.id, 0), view)
         for lease in suspects.leases:
             # Not one of the same address that was requested since.
             if allocator.lease(lease.pool, lease.address) is lease:
@@ -212,6 +208,20 @@ class GarbageCollector:
             self._freed.discard((pool_id, address))
             if freed := allocator.lease(pool_id, address):
                 await self._release(freed, view)
+
+    async def _release_holds(self, pool: Pool, suspected: int, view: DockerView) -> None:
+        """Release the holds of a pool that no network of Docker's explains. `suspected`: how many there were."""
+        # A network that Docker does not list may be another Docker's.
+        known = max(sum(subnet == pool.network for subnet, _ in view.holds), pool.network in view.subnets)
+        known = max(known, bool(pool.holders))
+        orphaned = min(suspected, pool.holds) - known
+        if orphaned > 0:
+            log.info("pool.orphaned", pool=pool.id, holds=orphaned)
+        for _ in range(orphaned):
+            await self._engine.allocator.release_pool(pool.id)
+        if pool.holds - max(orphaned, 0) > known:
+            # One of two requests was lost, and the other is younger than the suspects: look again later.
+            self._lost("docker may have lost a request for a subnet")
 
     async def _release(self, lease: Lease, view: DockerView) -> None:
         if lease.owner.kind is OwnerKind.PENDING and lease.address not in view.addresses:
