@@ -64,6 +64,29 @@ def test_strangers_cannot_inject(nodes: tuple[Node, Node], host: Host, under: Un
             host.run(["ip", "addr", "del", f"{stranger}/{width}", "dev", under.links[0]])
 
 
+def test_a_member_sends_only_into_networks_that_it_has_joined(
+    nodes: tuple[Node, Node], host: Host, under: Underlay
+) -> None:
+    """Each host has both networks, as in a cluster. A host without a container in one of them sends nothing into it."""
+    with (
+        pair(nodes) as (_, one, two),
+        overlay("red", nodes, ["10.94.2.0/24"], vni="20002") as red,
+        red.station(nodes[1], "10.94.2.3") as victim,
+        SeenServer(two, "udp", 9, "0.0.0.0") as blue_server,
+        SeenServer(victim, "udp", 9, "0.0.0.0") as red_server,
+    ):
+        frame = Ether(src="02:00:00:00:00:77", dst=victim.peer["mac"])
+        frame /= IP(src="10.94.2.77", dst="10.94.2.3") / UDP(sport=5000, dport=9) / Raw(b"?")
+        forged = bytes(VXLAN(vni=20002, flags="Instance") / frame)
+        _send(host, under.left, under.right, forged)
+        _send(host, under.left, under.right, _vxlan(one, two, int(VNI)))
+        wait_until(lambda: blue_server.seen, what="the frame for the network that it has joined")
+        assert red_server.seen == []
+        with red.station(nodes[0], "10.94.2.2") as joined:
+            _send(host, under.left, under.right, _vxlan(joined, victim, 20002))
+            wait_until(lambda: red_server.seen, what="the frame of one that has joined")
+
+
 @contextmanager
 def _of_another_engine(host: Host) -> Iterator[tuple[Namespace, str]]:
     """A namespace on a bridge that is not ours, on a host that checks no sources itself; and the bridge's MAC."""
