@@ -253,9 +253,10 @@ class Scene:
         """
         targets = self.overlaid if it.overlay else self.bridged
         target = targets[turn % len(targets)]
+        rest = self.all_well()
         if it.first:
             self.shell.run(target.fill(it.first))
-        before = _without(self.all_well(), it.takes)
+        before = _without(self.all_well() if it.first else rest, it.takes)
         self.shell.run(target.fill(it.command))
         started, broken, wrong, last = time.monotonic(), set[str](), set[str](), ""
         while now := self.prober.wrong():
@@ -267,6 +268,7 @@ class Scene:
         objects_s = time.monotonic() - started
         if it.after:
             self.shell.run(it.after)
+            wait_until(lambda: not difference(rest, state(self.member.host)), timeout_s, "the rest state")
         wait_until(lambda: not self.prober.wrong(), timeout_s, "traffic goes on")
         return Healed(target.name, traffic_s, objects_s, frozenset(broken))
 
