@@ -19,6 +19,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "integration"))
 
 from goals import at_most
 from harness import Netplug
-from harness.healing import INJECTIONS, NotHealedError, Scene, healing_scene
+from harness.healing import NotHealedError, Scene, guarded_scene, healing_scene
+from harness.injections import GUARDED, INJECTIONS, Injection
 from idle import cpu_s
 
 GOAL_S = 1.0
@@ -76,13 +78,13 @@ def kind_of(road: str) -> str:
     return road.partition(": ")[2] or "between networks"
 
 
-def heal(scene: Scene, times: int, only: str) -> dict[str, Found]:
+def heal(scene: Scene, injections: Mapping[str, Injection], times: int) -> dict[str, Found]:
     """Do all injections in turns, and return what was found of each."""
-    found = {name: Found() for name in INJECTIONS if only in name}
+    found = {name: Found() for name in injections}
     for turn in range(times):
         for name, it in found.items():
             try:
-                healed = scene.inject(INJECTIONS[name], turn, LIMIT_S)
+                healed = scene.inject(injections[name], turn, LIMIT_S)
             except NotHealedError as error:
                 it.lost.append(str(error))
                 scene.member.cli("repair")
@@ -131,8 +133,14 @@ def main() -> None:
     parser.add_argument("--only", default="", help="injections with these words in their names")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     options = parser.parse_args()
+    found: dict[str, dict[str, Any]] = {}
+    for firewall, injections in GUARDED.items():
+        if wanted := {name: it for name, it in injections.items() if options.only in name}:
+            with guarded_scene(firewall) as scene:
+                found |= {name: it.row() for name, it in heal(scene, wanted, options.times).items()}
     with healing_scene() as scene:
-        found = {name: it.row() for name, it in heal(scene, options.times, options.only).items()}
+        wanted = {name: it for name, it in INJECTIONS.items() if options.only in name}
+        found |= {name: it.row() for name, it in heal(scene, wanted, options.times).items()}
         commits, share = storm(scene.member.netplug)
         insisted = insist(scene)
     if options.json:

@@ -5,106 +5,30 @@ overlay to a second host. Its `ways` say who reaches whom, and who must not. An 
 that host. Nothing here asks netplug whether it is well: packets tell, and what the kernel holds.
 """
 
-import os
-import select
-import socket
 import subprocess
 import time
-from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 
-from .cluster import Cluster, Member, cluster
+from .cluster import Member, cluster
 from .cni import BIN_DIR, PYNET, Runtime, own_ipam
+from .environment import ENVIRONMENTS
 from .host import Host
-from .netns import CLONE_NEWNET, _libc
-from .quick import PORT, serving
+from .injections import Injection, Target
+from .netplugd import Netplug
+from .quick import PORT, drift, serving
+from .roads import Prober, Road
 from .scoped import Namespace, namespace
 from .snapshot import Snapshot, difference, snapshot
 from .wait import wait_until
+from .wire import Wire, connect
 
-ROUND_S = 0.04
-"""An answer on one machine takes a millisecond."""
-SETTLE_S = 20
+SETTLE_S = 60
+"""More than the interval of comparisons, by which rules of iptables-legacy are found."""
 OUTSIDE = 7000
 BIG = 1300
 """Octets of a datagram that passes no link of a smaller MTU."""
-
-
-@dataclass(frozen=True)
-class Road:
-    """From a namespace to an address. `wanted`: the source that the server sees; "" where nothing may pass."""
-
-    place: Path
-    address: str
-    wanted: str
-    port: int = PORT
-    size: int = 1
-
-
-class Prober:
-    """Sends a datagram of a new flow along each road at once. Its thread moves from namespace to namespace."""
-
-    def __init__(self, roads: Mapping[str, Road]) -> None:
-        self.roads = roads
-        self._fds = {place: os.open(place, os.O_RDONLY | os.O_CLOEXEC) for place in {it.place for it in roads.values()}}
-        self._thread = ThreadPoolExecutor(1)
-
-    def close(self) -> None:
-        self._thread.shutdown()
-        for fd in self._fds.values():
-            os.close(fd)
-
-    def wrong(self, *, closed: bool = True) -> set[str]:
-        """Try all roads once; return those that are not as wanted. `closed`: also those where nothing may pass."""
-        return self._thread.submit(self._round, closed=closed).result()
-
-    def _round(self, *, closed: bool) -> set[str]:
-        wrong, waiting = set[str](), dict[int, tuple[str, socket.socket]]()
-        poll = select.poll()
-        for name, road in self.roads.items():
-            if road.wanted or closed:
-                try:
-                    sock = self._send(road)
-                except OSError:
-                    wrong |= {name} if road.wanted else set()
-                    continue
-                waiting[sock.fileno()] = name, sock
-                poll.register(sock, select.POLLIN)
-        until = time.monotonic() + ROUND_S
-        while (left := until - time.monotonic()) > 0 and any(self.roads[name].wanted for name, _ in waiting.values()):
-            for fd, _ in poll.poll(left * 1000):
-                name, sock = waiting.pop(fd)
-                poll.unregister(fd)
-                if self._answer(sock) != self.roads[name].wanted:
-                    wrong.add(name)
-        for name, sock in waiting.values():
-            if self._answer(sock) != self.roads[name].wanted:
-                wrong.add(name)
-        return wrong
-
-    def _send(self, road: Road) -> socket.socket:
-        if _libc.setns(self._fds[road.place], CLONE_NEWNET):
-            raise OSError(road.place)
-        family = socket.AF_INET6 if ":" in road.address else socket.AF_INET
-        sock = socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
-        try:
-            sock.connect((road.address, road.port))
-            sock.send(b"x" * road.size)
-        except OSError:
-            sock.close()
-            raise
-        return sock
-
-    @staticmethod
-    def _answer(sock: socket.socket) -> str:
-        with sock:
-            try:
-                return sock.recv(2048).decode().removeprefix("::ffff:")
-            except OSError:
-                return ""
 
 
 class Shell:
@@ -144,88 +68,11 @@ class Shell:
         self._process.stdout.close()
 
 
-@dataclass(frozen=True)
-class Target:
-    """A network that is harmed: its links on the host, and addresses in it. `vni`: of an overlay, else 0."""
-
-    name: str
-    bridge: str
-    port: str
-    container: str
-    tunnel: str = ""
-    peer: str = ""
-    peer_mac: str = ""
-    vtep: str = ""
-
-    def fill(self, command: str) -> str:
-        return command.format(**{name: getattr(self, name) for name in self.__dataclass_fields__})
-
-
-@dataclass(frozen=True)
-class Injection:
-    """What others do. `first`: what has to be so before, each time, and `after`: what ends that.
-
-    `overlay`: to an overlay, not to a bridge network. `takes`: sections in which it takes what is of others.
-    """
-
-    command: str
-    first: str = ""
-    after: str = ""
-    overlay: bool = False
-    takes: frozenset[str] = frozenset()
-
-
-_SAME_COMMENT = """
-set -- $(nft -a list chain {0} {1} | sed -n 's/.*comment \\("[^"]*"\\) # handle \\([0-9]*\\)/\\2 \\1/p' | head -1)
-n=$1; shift
-nft "replace rule {0} {1} handle $n counter accept comment $*"
-"""
-_PRIORITY = """
-( echo 'delete table {0}'; nft list table {0} | sed '/chain {1} /,/policy/s/priority [^;]*;/priority {2};/' ) | nft -f -
-"""
-_GATED = "iptables -P FORWARD DROP; ip6tables -P FORWARD DROP"
-_UNGATED = "iptables -P FORWARD ACCEPT; ip6tables -P FORWARD ACCEPT"
-
-INJECTIONS: dict[str, Injection] = {
-    "iptables -F": Injection("iptables -F; ip6tables -F", _GATED, _UNGATED),
-    "rule first in the gate": Injection("iptables -I NETPLUG-FORWARD -j DROP", _GATED, _UNGATED),
-    "nft flush ruleset": Injection("nft flush ruleset", _GATED, _UNGATED, takes=frozenset({"iptables", "ip6tables"})),
-    "table of networks deleted": Injection("nft delete table inet netplug"),
-    "table of guards deleted": Injection("nft delete table bridge netplug"),
-    "rule replaced, same comment": Injection(_SAME_COMMENT.format("inet netplug", "ingress")),
-    "rule first in our chain": Injection("nft insert rule inet netplug forward drop"),
-    "priority of a base chain": Injection(_PRIORITY.format("inet netplug", "forward", "300")),
-    "published ports deleted": Injection("nft flush map inet netplug published4_any"),
-    "bridge deleted": Injection("ip link del {bridge}"),
-    "bridge down": Injection("ip link set {bridge} down"),
-    "bridge down and up": Injection("ip link set {bridge} down; ip link set {bridge} up"),
-    "bridge renamed": Injection("ip link set {bridge} down; ip link set {bridge} name stray0; ip link set stray0 up"),
-    "addresses of the bridge removed": Injection("ip addr flush dev {bridge}"),
-    "MTU of the bridge": Injection("ip link set {bridge} mtu 1280"),
-    "MTU of a veth": Injection("ip link set {port} mtu 1280"),
-    "MAC of the bridge": Injection("ip link set {bridge} address 02:00:00:00:00:99"),
-    "veth off its bridge": Injection("ip link set {port} nomaster"),
-    "veth down": Injection("ip link set {port} down"),
-    "forwarding off": Injection("sysctl -qw net.ipv4.ip_forward=0 net.ipv6.conf.all.forwarding=0"),
-    "route_localnet off": Injection("sysctl -qw net.ipv4.conf.{bridge}.route_localnet=0"),
-    "overlay: FDB entry deleted": Injection("bridge fdb del {peer_mac} dev {tunnel} dst {vtep} self", overlay=True),
-    "overlay: FDB flushed": Injection("bridge fdb flush dev {tunnel} self", overlay=True),
-    "overlay: neighbour deleted": Injection("ip neigh del {peer} dev {bridge}", overlay=True),
-    "overlay: neighbours flushed": Injection("ip neigh flush dev {bridge} nud permanent", overlay=True),
-    "overlay: tunnel deleted": Injection("ip link del {tunnel}", overlay=True),
-    "overlay: tunnel down": Injection("ip link set {tunnel} down", overlay=True),
-    "overlay: tunnel off its bridge": Injection("ip link set {tunnel} nomaster", overlay=True),
-    "overlay: bridge deleted": Injection("ip link del {bridge}", overlay=True),
-    "overlay: bridge down and up": Injection("ip link set {bridge} down; ip link set {bridge} up", overlay=True),
-}
-
-
 @dataclass
 class Scene:
     """Networks under harm. `targets`: of bridge networks, and of overlays; the first was built before a restart."""
 
-    member: Member
-    far: Member
+    member: "Member | Alone"
     roads: dict[str, Road]
     bridged: list[Target]
     overlaid: list[Target]
@@ -241,7 +88,9 @@ class Scene:
 
     def all_well(self, timeout_s: float = SETTLE_S) -> Snapshot:
         """Wait until all roads are as wanted and netplug sees no difference, and return what the host has then."""
-        wait_until(lambda: not self.prober.wrong(), timeout_s, "all roads as wanted")
+        ends = time.monotonic() + timeout_s
+        while wrong := self.prober.wrong():
+            assert time.monotonic() < ends, f"roads are wrong: {wrong}; {self.member.differences()}"
         wait_until(lambda: not self.member.differences(), timeout_s, "no differences")
         return state(self.member.host)
 
@@ -317,14 +166,14 @@ def _port_of(host: Host, bridge: str) -> str:
 class Builder:
     """Builds a scene, network after network."""
 
-    def __init__(self, stack: ExitStack, it: Cluster) -> None:
+    def __init__(self, stack: ExitStack, member: "Member | Alone", router: Host) -> None:
         self._stack = stack
-        self._cluster = it
-        self.member, self.far = it.members
+        self._router = router
+        self.member = member
         self.roads: dict[str, Road] = {}
         self.bridged: list[Target] = []
         self.overlaid: list[Target] = []
-        stack.enter_context(serving(it.router, OUTSIDE))
+        stack.enter_context(serving(router, OUTSIDE))
 
     def attached(self, name: str, port: int) -> None:
         """Add a bridge network with two namespaces, by `attach`."""
@@ -345,7 +194,7 @@ class Builder:
         self._network(it.name, port, *places)
 
     def _network(self, name: str, port: int, one: Namespace, two: Namespace) -> None:
-        host, wire, router = self.member.host, self.member.wire, self._cluster.router
+        host, wire, router = self.member.host, self.member.wire, self._router
         _spots(self._stack, one, two)
         v4, v6 = one.addresses
         self.roads |= {
@@ -364,13 +213,13 @@ class Builder:
         self._first = one.netns
         self.bridged.append(Target(name, bridge, _port_of(host, bridge), v4))
 
-    def overlay(self, name: str) -> None:
+    def overlay(self, name: str, far: Member) -> None:
         """Add an overlay with a namespace on each host."""
         self.member.cli("network", "create", name, "--cluster", "--ipv6")
-        wait_until(lambda: self.far.has(name), what=f"{name} on {self.far.host.name}")
-        here, there = (self._stack.enter_context(namespace(it.host)) for it in (self.member, self.far))
+        wait_until(lambda: far.has(name), what=f"{name} on {far.host.name}")
+        here, there = (self._stack.enter_context(namespace(it.host)) for it in (self.member, far))
         here.attach(self.member.netplug, name)
-        there.attach(self.far.netplug, name)
+        there.attach(far.netplug, name)
         _spots(self._stack, here, there)
         self.roads |= {
             f"{name}: to the other host": Road(here.netns, there.addresses[0], here.addresses[0], size=BIG),
@@ -382,8 +231,14 @@ class Builder:
         tunnel = host.output("sh", "-c", f"ls /sys/class/net/{bridge}/brif | grep ^npv")
         port = _port_of(host, bridge)
         self.overlaid.append(
-            Target(name, bridge, port, here.addresses[0], tunnel, there.addresses[0], there.mac, self.far.vtep)
+            Target(name, bridge, port, here.addresses[0], tunnel, there.addresses[0], there.mac, far.vtep)
         )
+
+    def scene(self) -> Scene:
+        """Return the scene as it has been built."""
+        it = Scene(self.member, self.roads, self.bridged, self.overlaid)
+        self._stack.callback(it.close)
+        return it
 
 
 def _gateway(place: Namespace) -> str:
@@ -395,12 +250,42 @@ def _gateway(place: Namespace) -> str:
 def healing_scene() -> Iterator[Scene]:
     """Two hosts of a cluster, with networks built before and after a restart of the first one's daemon."""
     with ExitStack() as stack:
-        it = Builder(stack, stack.enter_context(cluster(2)))
+        hosts = stack.enter_context(cluster(2))
+        member, far = hosts.members
+        it = Builder(stack, member, hosts.router)
         it.attached("old", 8080)
-        it.overlay("oldmesh")
+        it.overlay("oldmesh", far)
+        member.netplug.restart()
+        it.by_cni(8081)
+        it.overlay("newmesh", far)
+        yield it.scene()
+
+
+@dataclass
+class Alone:
+    """A host without a cluster, whose `wire` leads to another one."""
+
+    host: Host
+    wire: Wire
+    netplug: Netplug
+
+    def cli(self, *args: str) -> str:
+        return self.netplug.cli(*args)
+
+    def differences(self) -> list[str]:
+        return drift(self.netplug)
+
+
+@contextmanager
+def guarded_scene(name: str) -> Iterator[Scene]:
+    """A host with a firewall of that name, and networks built before and after a restart of the daemon."""
+    env = next(it for it in ENVIRONMENTS if it.name == name)
+    with ExitStack() as stack:
+        host, router = (stack.enter_context(Host(it)) for it in ("guarded", "far"))
+        wire = connect(host, router)
+        env.prepare(host)
+        it = Builder(stack, Alone(host, wire, Netplug(host, "--docker-host", "none")), router)
+        it.attached("old", 8080)
         it.member.netplug.restart()
         it.by_cni(8081)
-        it.overlay("newmesh")
-        scene = Scene(it.member, it.far, it.roads, it.bridged, it.overlaid)
-        stack.callback(scene.close)
-        yield scene
+        yield it.scene()

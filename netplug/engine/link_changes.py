@@ -19,7 +19,7 @@ REST_SHARE, LONGEST_INTERVAL_S = 0.003, 300.0
 enters the sandboxes of all endpoints that have a namespace of their own (0.7 ms). Nearly all changes are told of."""
 SETTLE_S = 0.1
 """Time to let a burst of foreign changes to links end."""
-_SHARE, _LONGEST_S = 10, 15.0
+_SHARE, _LONGEST_S = 20, 15.0
 """Comparisons that find nothing take at most one part in so many of a processor; the longest pause between two."""
 
 

@@ -1,7 +1,7 @@
 """Notices foreign changes to the rules of iptables-legacy, of which the kernel sends no notifications.
 
 It tells how many rules a table has, and their size in bytes, by one system call (linux/netfilter_ipv4/ip_tables.h,
-IPT_SO_GET_INFO). So a table that has a gate is asked for them each second.
+IPT_SO_GET_INFO). So a table that has a gate is asked for them twice a second and more (30 µs).
 """
 
 import asyncio
@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 from netplug.kernel import libc
 
-INTERVAL_S = 1.0
+INTERVAL_S = 0.4
 _GET_INFO = 64
 """IPT_SO_GET_INFO and IP6T_SO_GET_INFO."""
 _INFO = struct.Struct("=32s13I")

@@ -1,0 +1,92 @@
+"""What other programs do to the networks of a host: commands, by name. `healing.Scene` runs them."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Target:
+    """A network that is harmed: its links on the host, and addresses in it. `vni`: of an overlay, else 0."""
+
+    name: str
+    bridge: str
+    port: str
+    container: str
+    tunnel: str = ""
+    peer: str = ""
+    peer_mac: str = ""
+    vtep: str = ""
+
+    def fill(self, command: str) -> str:
+        return command.format(**{name: getattr(self, name) for name in self.__dataclass_fields__})
+
+
+@dataclass(frozen=True)
+class Injection:
+    """What others do. `first`: what has to be so before, each time, and `after`: what ends that.
+
+    `overlay`: to an overlay, not to a bridge network. `takes`: sections in which it takes what is of others.
+    """
+
+    command: str
+    first: str = ""
+    after: str = ""
+    overlay: bool = False
+    takes: frozenset[str] = frozenset()
+
+
+_SAME_COMMENT = """
+set -- $(nft -a list chain {0} {1} | sed -n 's/.*comment \\("[^"]*"\\) # handle \\([0-9]*\\)/\\2 \\1/p' | head -1)
+n=$1; shift
+nft "replace rule {0} {1} handle $n counter accept comment $*"
+"""
+_PRIORITY = """
+( echo 'delete table {0}'; nft list table {0} | sed '/chain {1} /,/policy/s/priority [^;]*;/priority {2};/' ) | nft -f -
+"""
+_GATED = "iptables -P FORWARD DROP; ip6tables -P FORWARD DROP"
+_UNGATED = "iptables -P FORWARD ACCEPT; ip6tables -P FORWARD ACCEPT"
+
+INJECTIONS: dict[str, Injection] = {
+    "iptables -F": Injection("iptables -F; ip6tables -F", _GATED, _UNGATED),
+    "rule first in the gate": Injection("iptables -I NETPLUG-FORWARD -j DROP", _GATED, _UNGATED),
+    "nft flush ruleset": Injection("nft flush ruleset", _GATED, _UNGATED, takes=frozenset({"iptables", "ip6tables"})),
+    "table of networks deleted": Injection("nft delete table inet netplug"),
+    "table of guards deleted": Injection("nft delete table bridge netplug"),
+    "rule replaced, same comment": Injection(_SAME_COMMENT.format("inet netplug", "ingress")),
+    "rule first in our chain": Injection("nft insert rule inet netplug forward drop"),
+    "priority of a base chain": Injection(_PRIORITY.format("inet netplug", "forward", "300")),
+    "published ports deleted": Injection("nft flush map inet netplug published4_any"),
+    "bridge deleted": Injection("ip link del {bridge}"),
+    "bridge down": Injection("ip link set {bridge} down"),
+    "bridge down and up": Injection("ip link set {bridge} down; ip link set {bridge} up"),
+    "bridge renamed": Injection("ip link set {bridge} down; ip link set {bridge} name stray0; ip link set stray0 up"),
+    "addresses of the bridge removed": Injection("ip addr flush dev {bridge}"),
+    "MTU of the bridge": Injection("ip link set {bridge} mtu 1280"),
+    "MTU of a veth": Injection("ip link set {port} mtu 1280"),
+    "MAC of the bridge": Injection("ip link set {bridge} address 02:00:00:00:00:99"),
+    "veth off its bridge": Injection("ip link set {port} nomaster"),
+    "veth down": Injection("ip link set {port} down"),
+    "forwarding off": Injection("sysctl -qw net.ipv4.ip_forward=0 net.ipv6.conf.all.forwarding=0"),
+    "route_localnet off": Injection("sysctl -qw net.ipv4.conf.{bridge}.route_localnet=0"),
+    "overlay: FDB entry deleted": Injection("bridge fdb del {peer_mac} dev {tunnel} dst {vtep} self", overlay=True),
+    "overlay: FDB flushed": Injection("bridge fdb flush dev {tunnel} self", overlay=True),
+    "overlay: neighbour deleted": Injection("ip neigh del {peer} dev {bridge}", overlay=True),
+    "overlay: neighbours flushed": Injection("ip neigh flush dev {bridge} nud permanent", overlay=True),
+    "overlay: tunnel deleted": Injection("ip link del {tunnel}", overlay=True),
+    "overlay: tunnel down": Injection("ip link set {tunnel} down", overlay=True),
+    "overlay: tunnel off its bridge": Injection("ip link set {tunnel} nomaster", overlay=True),
+    "overlay: bridge deleted": Injection("ip link del {bridge}", overlay=True),
+    "overlay: bridge down and up": Injection("ip link set {bridge} down; ip link set {bridge} up", overlay=True),
+}
+
+
+GUARDED: dict[str, dict[str, Injection]] = {
+    "firewalld": {"firewall-cmd --reload": Injection("firewall-cmd --reload")},
+    "iptables-legacy": {
+        "iptables-legacy -F": Injection(
+            "iptables-legacy -F; ip6tables-legacy -F",
+            "for it in iptables-legacy ip6tables-legacy; do $it -P FORWARD DROP; $it -A FORWARD -o other0 -j ACCEPT; done",
+            "for it in iptables-legacy ip6tables-legacy; do $it -P FORWARD ACCEPT; done",
+        ),
+    },
+}
+"""Injections where a host has another firewall, by its name (`harness/environment.py`)."""
