@@ -199,7 +199,8 @@ class Reconciler:
             self._engine.drifts.contests.pardon()
         if asked:
             await self._engine.restored.end()
-        look = await self._look()
+        look, mended = await self._look(), self._engine.executor.mended
+        mended.clear()
         if not await self._heal(look):
             self._engine.drifts.remain(())
             return []
@@ -207,7 +208,9 @@ class Reconciler:
         after = {(it.owner, it.object) for it in (*left, *self._engine.conditions.all())}
         repaired = [it for it in look.differences if (it.owner, it.object) not in after]
         dropped = {step.key for step in look.drifted.keys() - self._owners().keys()}  # logged with their dead endpoints
-        self._engine.drifts.healed(one for one in repaired if one.object not in dropped)
+        # What was mended and differs already is another program's work.
+        again = [it for it in look.differences if it.object in mended and it not in repaired]
+        self._engine.drifts.healed(one for one in (*repaired, *again) if one.object not in dropped)
         self._engine.drifts.remain(left)
         return repaired
 

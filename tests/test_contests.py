@@ -1,17 +1,18 @@
 """No endless loop against another program that changes things back: repairs with growing pauses, told once."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from itertools import pairwise
 
 import pytest
 from engine_host import NEXT, Host
 
-from netplug.drivers.steps import Bridge, Element, Table
+from netplug.drivers.steps import Bridge, Element, Step, Table
 from netplug.drivers.tables import NETWORKS
 from netplug.engine import contests as module
 from netplug.engine.conditions import Conditions, Difference
 from netplug.engine.contests import FREE, LONGEST_S, RECOVERY_S, Contests
 from netplug.engine.happenings import Kind
+from netplug.kernel.api import Comparison
 
 pytestmark = pytest.mark.usefixtures("quiet")
 
@@ -131,6 +132,26 @@ async def test_repairs_of_one_object_end_and_those_of_all_others_go_on(
     await host.reconciler.repair()
     assert blue.key in host.kernel._world.state, "whoever asks for it gets all repaired"
     assert Kind.DRIFT_FOUND not in told[count:]
+
+
+async def test_what_is_changed_back_before_anybody_looks_counts_as_repaired(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A program that is faster than the comparison after the repair."""
+    monkeypatch.setattr(module, "LONGEST_S", 3600.0)
+    blue, _ = bridges(host)
+    host.engine.drifts.contests._clock = Clock()
+    compare = host.kernel.compare
+
+    async def at_once(steps: Sequence[Step]) -> Comparison:
+        host.kernel.lose(blue.key)
+        return await compare(steps)
+
+    host.kernel.compare = at_once  # type: ignore[method-assign]
+    for _ in range(2 * FREE):
+        await host.reconciler.repair(patient=True)
+    assert any("another program" in it.what for it in await host.reconciler.diff())
+    assert host.engine.drifts.contests.rests(blue)
 
 
 async def test_table_that_another_program_deletes_each_time_costs_a_bounded_number_of_repairs(host: Host) -> None:

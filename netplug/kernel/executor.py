@@ -20,13 +20,15 @@ log = structlog.get_logger(__name__)
 class Executor:
     """Executes plans on a kernel. `rests`: tells whether a step is not to be mended yet.
 
-    `refused`: why the objects of steps could not be mended, by key; until they are, or are removed.
+    `refused`: why the objects of steps could not be mended, by key; until they are, or are removed. `mended`: keys of
+    those that were made or changed by `mend`; the caller clears it.
     """
 
     def __init__(self, kernel: Kernel, rests: Callable[[Step], bool] = lambda _: False) -> None:
         self._kernel = kernel
         self._rests = rests
         self.refused: dict[str, str] = {}
+        self.mended: set[str] = set()
 
     async def apply(self, plan: Plan, left: list[Step] | None = None) -> Mapping[str, Outcome]:
         """Apply a plan and return what was found of each step, by key; of equal keys the first.
@@ -107,8 +109,11 @@ class Executor:
         else:
             self._forget_refusals(steps)
         finally:
-            found = zip(steps, outcomes, strict=False)
-            used.update(step.key for step, outcome in found if outcome is Outcome.USED)
+            for step, outcome in zip(steps, outcomes, strict=False):
+                if outcome is Outcome.USED:
+                    used.add(step.key)
+                elif outcome is not Outcome.EQUAL:
+                    self.mended.add(step.key)
 
     async def revert(self, plan: Plan) -> None:
         """Remove a plan, in reverse. What is absent is no failure; goes on after failures.
