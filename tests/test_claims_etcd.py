@@ -3,11 +3,12 @@
 import asyncio
 from collections.abc import Sequence
 from contextlib import suppress
-from ipaddress import ip_network
+from ipaddress import ip_address, ip_network
 
 import pytest
 from etcd_server import Member, needs_etcd
 
+from netplug.cluster.claims import SharedLeases
 from netplug.ipam.allocator import SECOND_TRIES, Allocator
 from netplug.ipam.errors import IpamError
 from netplug.ipam.lease import Lease, Owner, OwnerKind
@@ -18,6 +19,7 @@ from netplug.store.access import EtcdAccess
 from netplug.store.api import Compare, Delete, Put
 from netplug.store.etcd import EtcdStore
 from netplug.store.leases import StoredLeases
+from netplug.store.sqlite import SqliteStore
 
 pytestmark = needs_etcd
 SPACES = default_spaces(ula(b"test"))
@@ -109,3 +111,18 @@ async def test_a_small_pool_is_shared_out_to_the_last_address(etcd: Member) -> N
     assert found.address == mine.address
     for host in hosts:
         await host.store.close()
+
+
+async def test_what_a_dead_daemon_claimed_is_its_hosts(etcd: Member) -> None:
+    """It died before it noted the claim in its own store; the runtime asks for the same address again."""
+    store = await EtcdStore.open(EtcdAccess((etcd.host,)))
+    locals_ = [await SqliteStore.open(":memory:") for _ in range(2)]
+    here, there = (SharedLeases(local, store, host) for local, host in zip(locals_, HOSTS, strict=False))
+    lease = Lease("global/10.7.0.0/24", ip_address("10.7.0.9"), Owner(OwnerKind.ENDPOINT, "web"))
+    assert await StoredLeases(store, HOSTS[0]).claim(lease)
+    assert not await there.claim(lease)
+    assert await here.claim(lease)
+    assert not await here.claim(lease)
+    assert await StoredLeases(locals_[0]).load() == ([], [lease])
+    for it in (store, *locals_):
+        await it.close()

@@ -138,9 +138,10 @@ class SharedLeases:
         if not _is_claim(lease):
             return await self._own.claim(lease)
         key = lease_key(lease.pool, lease.address)
+        leftover = key not in self._mine and key not in self._claiming
         self._claiming.add(key)
         try:
-            if not await self._claim_shared(lease):
+            if not await self._claim_shared(lease) and not (leftover and await self._take_over(lease)):
                 return False
             self._mine[key] = lease
             try:
@@ -165,6 +166,14 @@ class SharedLeases:
                 if last:
                     raise
         raise AssertionError("the last try returns or raises")
+
+    async def _take_over(self, lease: Lease) -> bool:
+        """Take an address that a former daemon of this host claimed, and that it died too early to note.
+
+        `reconcile` releases such addresses, some time after the start.
+        """
+        with self.breaker.request():
+            return await self._shared.update(lease)
 
     async def update(self, lease: Lease) -> bool:
         """Store the new owner of a lease; False: there is no such lease."""
