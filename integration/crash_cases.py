@@ -422,10 +422,10 @@ def cluster_cases() -> list[Case]:
         ("CNI ADD, DEL", (pod("ADD"),), (pod("DEL"),), network),
         ("repair", (heal,), (), plugged),
         ("start over damage", (broken_start,), (), plugged),
-        ("host forget", (forget,), (dies,), (*network, dies)),
     ]
+    forgetting = Case("overlay", "host forget", (forget,), (dies,), (*network, dies), cluster=True, ways=("do",))
     joining = Case("overlay", "a host joins", (Scene.start,), (leave,), (leave,), daemon=False, cluster=True)
-    return [*(Case("overlay", *it, cluster=True) for it in found), joining]
+    return [*(Case("overlay", *it, cluster=True) for it in found), forgetting, joining]
 
 
 def cases() -> list[Case]:

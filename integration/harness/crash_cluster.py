@@ -13,6 +13,11 @@ from .snapshot import Snapshot, snapshot
 from .wait import wait_until
 
 THERE = ("links", "neighbours", "fdb", "nftables")
+MEANT_TO_STAY = ("cluster/marks/", "confirmed/")
+"""How new the store is, by which each host sees that it was restored; what hosts have applied of others' endpoints, of
+which only who attaches one reads, while it waits.
+"""
+THIRD = ("--ip", "10.80.0.77", "--ip", "fd00:80::77")
 _FOLLOWING_S = 20
 
 
@@ -79,7 +84,7 @@ class ClusterScene(Scene):
         third = self._third
         wait_until(lambda: third.has("blue"), _FOLLOWING_S, "the third has the network")
         with suppress(CommandError):  # it has not forgotten
-            third.cli("attach", "blue", "--netns", "far", "--name", "far")
+            third.cli("attach", "blue", "--netns", "far", "--name", "far", *THIRD)
         wait_until(lambda: "far" in self.there.cli("ps"), _FOLLOWING_S, "the third is known")
         third.netplug.kill()
         self._pronounce_dead(third.host.name)
@@ -109,6 +114,6 @@ class ClusterScene(Scene):
         """Return all that there is, here and there."""
         mine = self.look()
         there = snapshot(self.there.host)
-        shared = self._cluster.etcd.keys("")
+        shared = [key for key in self._cluster.etcd.keys("") if not key.startswith(MEANT_TO_STAY)]
         theirs = {f"there: {name}": there[name] for name in THERE}
         return self.named(mine | theirs | {"etcd": tuple(sorted(shared))})
