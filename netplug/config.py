@@ -22,7 +22,7 @@ from pydantic_core import ErrorDetails
 from netplug.dns.forward_rules import Rule
 from netplug.dns.wire import ROOT, to_wire
 from netplug.errors import NetplugError
-from netplug.errors.redaction import without_passwords
+from netplug.errors.redaction import without_users
 from netplug.errors.validation import shown, wrong
 from netplug.setting_values import AddressPool, address_and_port, check_socket, group_id, subnet_or_link
 from netplug.store.access import SCHEME, EtcdAccess, without_password
@@ -338,7 +338,7 @@ def _explain(error: ErrorDetails, flags: Mapping[str, object], path: Path) -> Ne
     reason = wrong({**error, "input": value}).removesuffix(f", not {shown(value)}")
     said = "not given" if value is None else repr(value) if isinstance(value, str) else shown(value)
     words = f"setting {name} ({_source(name, flags, path)}) is {said}: {_line(reason)}"
-    return NetplugError("invalid", without_passwords(words))
+    return NetplugError("invalid", without_users(words))
 
 
 def _in_environment() -> dict[str, Any]:

@@ -13,7 +13,12 @@ def without_passwords(text: str) -> str:
     >>> without_passwords("netplug serve --store 'etcd://np:a@b@db:2379,c:1' NETPLUG_ETCD_PASSWORD=x")
     "netplug serve --store 'etcd://***@db:2379,c:1' NETPLUG_ETCD_PASSWORD=***"
     """
-    return _NAMED.sub(r"\1***", _IN_URL.sub("***", text))
+    return _NAMED.sub(r"\1***", without_users(text))
+
+
+def without_users(text: str) -> str:
+    """Return a text without users and passwords of URLs."""
+    return _IN_URL.sub("***", text)
 
 
 def hide_arguments() -> None:
