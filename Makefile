@@ -9,7 +9,7 @@ TESTS := integration
 # Number of integration test files that run in parallel: each has hosts of its own, and mostly waits for engines.
 WORKERS := $(if $(filter integration,$(TESTS)),2,0)
 
-.PHONY: help setup check lowest fmt docs changelog test integration crash demo lab deb deb-lock deb-test engines soak plugin plugin-test fuzz hostile bench clean
+.PHONY: help setup check lowest fmt docs changelog test integration crash torn demo lab deb deb-lock deb-test engines soak plugin plugin-test fuzz hostile bench clean
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 
@@ -53,6 +53,10 @@ integration: setup ## run the integration tests with a real dockerd (as root); A
 
 crash: setup ## kill netplug after every step of all that it does, and count what is left (as root); ARGS="bridge --stride 5"
 	@.venv/bin/python integration/crash.py --json build/crash.json $(ARGS)
+
+torn: setup ## open torn copies of the database, and boot hosts that lost power (as root); COPIES=1000 CUTS=30
+	@NETPLUG_TORN_COPIES=$(or $(COPIES),1000) $(PYTEST) -s --timeout 3600 tests/test_store_torn.py
+	@NETPLUG_POWER_CUTS=$(or $(CUTS),30) $(PYTEST) -s integration/test_store_damage.py -k lost_power
 
 demo: setup ## show the main functions on a real dockerd, step by step; leaves no trace (as root)
 	@.venv/bin/python integration/demo.py

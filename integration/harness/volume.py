@@ -32,6 +32,28 @@ class Volume:
         """Mount it so, or back. No file may be open to write."""
         self.host.run(["mount", "-o", f"remount,{'ro' if is_so else 'rw'}", str(self.folder)])
 
-    def copy(self, folder: Path) -> None:
-        """Copy its files to a folder of the host."""
-        self.host.run(["cp", "-a", f"{self.folder}/.", str(folder)])
+
+class Disk:
+    """An ext4 on a loop device, on a folder of a host: it becomes read-only when it finds an error."""
+
+    def __init__(self, host: Host, folder: Path) -> None:
+        self.host = host
+        self.folder = folder
+        self.image = host.dir / "disk.img"
+        folder.mkdir(exist_ok=True)
+        host.run(["sh", "-ec", f"truncate -s 32M {self.image}; mkfs.ext4 -q {self.image}"])
+        self.mount()
+
+    def mount(self) -> None:
+        self.host.run(["mount", "-o", "loop,errors=remount-ro", str(self.image), str(self.folder)])
+
+    def fail(self) -> None:
+        """Have it find an error."""
+        device = Path(self.host.output("findmnt", "-no", "SOURCE", str(self.folder))).name
+        Path(f"/sys/fs/ext4/{device}/trigger_fs_error").write_text("1")
+
+    def mend(self) -> None:
+        """Do what an administrator does. No file may be open."""
+        self.host.run(["umount", str(self.folder)])
+        assert self.host.run(["e2fsck", "-fy", str(self.image)], check=False).returncode in {0, 1}
+        self.mount()

@@ -127,6 +127,7 @@ async def _engine(host: Host, leases: LeaseStore) -> Engine:
     allocator = Allocator(leases, bases, start=HashedStart(host.identity.id))
     engine = Engine(host.kernel, host.store, allocator, host.drivers)
     engine.base_plan.forward_others = settings.forward_others
+    engine.restored.note = settings.run_dir / "records.unsure"
     return engine
 
 

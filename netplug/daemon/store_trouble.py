@@ -23,6 +23,7 @@ async def care_for_store(engine: Engine, store: SqliteStore) -> None:
     said = ""
     for look in count():
         why = await store.trouble()
+        engine.restored.disk_fails(fails=await store.fails())
         found = [Difference("host", "store", why)] if why else []
         if not why and look % _COPY_EVERY == 0:
             try:

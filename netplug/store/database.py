@@ -91,6 +91,7 @@ class Database:
         self._reserve = reserve
         self._opened = False
         self._unwritable = ""
+        self._failed = ""
 
     def open(self) -> None:
         """Open the file; create it if it is missing."""
@@ -130,10 +131,16 @@ class Database:
         self._db, self._unwritable = db, _cause(exc)
 
     @property
+    def fails(self) -> bool:
+        """Whether the disk failed with the last change, or cannot be written."""
+        return bool(self._failed or self._unwritable)
+
+    @property
     def trouble(self) -> str:
         """Return why nothing new can be written, and what to do; empty if it can."""
         full = self._reserve is not None and not self._reserve.kept
-        return f"store {self._path} {self._unwritable or _LAST}" if self._unwritable or full else ""
+        why = self._unwritable or self._failed or (_LAST if full else "")
+        return f"store {self._path} {why}" if why else ""
 
     def copy(self) -> None:
         """Write a copy beside the file; in any thread."""
@@ -147,6 +154,10 @@ class Database:
                 self._open_again()
             if self._reserve:
                 self._reserve.keep()
+            if self._failed:
+                with self._transaction(durable=True):
+                    self._db.execute("UPDATE state SET revision = revision")
+                self._failed = ""
 
     def _open_again(self) -> None:
         """Open a file to write that could only be read.
@@ -198,10 +209,14 @@ class Database:
         if self._reserve and not self._reserve.kept and self._grows(writes) and not self._reserve.keep():
             raise StoreError(f"store {self._path} {_LAST}")
         try:
-            return self._txn(compares, writes, durable=durable)
+            done = self._txn(compares, writes, durable=durable)
         except sqlite3.Error as exc:
+            self._failed = "" if opening.is_full(exc) else _cause(exc)
             if not opening.is_full(exc) or not self._reserve or self._grows(writes) or not self._reserve.give():
                 raise
+        else:
+            self._failed = ""
+            return done
         log.error("store.full", path=str(self._path), hint="free some space: nothing new can be stored until then")
         # What the log has moves into the file, and the log begins anew, in the room that it has.
         self._db.execute("PRAGMA wal_checkpoint(RESTART)")

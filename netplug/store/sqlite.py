@@ -99,6 +99,10 @@ class SqliteStore:
 
         return await self._call(look)
 
+    async def fails(self) -> bool:
+        """Return whether the disk failed with the last change, or cannot be written."""
+        return await self._call(lambda: self._database.fails)
+
     async def copy(self) -> None:
         """Have a copy of the file beside it, unless that is up to date; see `copies`.
 
