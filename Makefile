@@ -110,6 +110,7 @@ bench: setup ## compare with Docker's own bridge, the reference CNI plugins, and
 	@.venv/bin/python bench/cni.py
 	@.venv/bin/python bench/ports.py
 	@.venv/bin/python bench/heal.py
+	@.venv/bin/python bench/load.py --endpoints 500 --networks 200 --seconds 20
 	@.venv/bin/python bench/converge.py
 	@.venv/bin/python bench/netlink.py
 	@.venv/bin/python bench/overlay.py
