@@ -22,6 +22,7 @@ from pydantic_core import ErrorDetails
 from netplug.dns.forward_rules import Rule
 from netplug.dns.wire import ROOT, to_wire
 from netplug.errors import NetplugError
+from netplug.errors.json import malformed
 from netplug.errors.redaction import without_users
 from netplug.errors.validation import shown, wrong
 from netplug.setting_values import AddressPool, address_and_port, check_socket, group_id, subnet_or_link
@@ -294,6 +295,10 @@ class Settings(BaseModel):
         return pools
 
 
+_SHOWN = 300
+"""Characters of a wrong value in a message, and of the reason."""
+
+
 def settings_file() -> Path:
     """Return the file that `NETPLUG_CONFIG` names, or the default."""
     return Path(os.environ.get(f"{_PREFIX}CONFIG") or DEFAULT_FILE)
@@ -314,8 +319,8 @@ def load(**flags: object) -> Settings:
     except ValidationError as exc:
         errors = exc.errors(include_url=False)
         raise _explain(errors[0], given, path) from exc
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as exc:
-        reason = exc.strerror if isinstance(exc, OSError) else str(exc)
+    except (OSError, ValueError, RecursionError) as exc:  # ValueError: no TOML, or not UTF-8
+        reason = exc.strerror if isinstance(exc, OSError) else malformed(exc)
         raise NetplugError("invalid", f"settings file {path} cannot be read: {_line(reason or '')}") from exc
 
 
@@ -336,8 +341,8 @@ def _explain(error: ErrorDetails, flags: Mapping[str, object], path: Path) -> Ne
     elif name == "store":
         value = without_password(str(value))
     reason = wrong({**error, "input": value}).removesuffix(f", not {shown(value)}")
-    said = "not given" if value is None else repr(value) if isinstance(value, str) else shown(value)
-    words = f"setting {name} ({_source(name, flags, path)}) is {said}: {_line(reason)}"
+    said = "not given" if value is None else repr(value[:_SHOWN]) if isinstance(value, str) else shown(value)
+    words = f"setting {name} ({_source(name, flags, path)}) is {said}: {_line(reason)[:_SHOWN]}"
     return NetplugError("invalid", without_users(words))
 
 

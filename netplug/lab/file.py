@@ -14,6 +14,8 @@ import yaml
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from netplug.errors import NetplugError
+from netplug.errors.json import malformed
+from netplug.errors.printable import printable
 from netplug.errors.validation import wrong
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,31}")
@@ -237,8 +239,10 @@ def load(path: Path) -> Lab:
         data = yaml.safe_load(path.read_text())
     except OSError as exc:
         raise NetplugError("invalid", f"{path} cannot be read: {(exc.strerror or str(exc)).lower()}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as exc:
-        raise NetplugError("invalid", f"{path} is not YAML: {' '.join(str(exc).split())}") from None
+    except (UnicodeError, RecursionError) as exc:
+        raise NetplugError("invalid", f"{path} is not YAML: {malformed(exc)}") from None
+    except (yaml.YAMLError, ValueError) as exc:  # ValueError: a date or number that is none
+        raise NetplugError("invalid", f"{path} is not YAML: {printable(' '.join(str(exc).split()))}") from None
     if not isinstance(data, dict):
         raise NetplugError("invalid", f"{path} is not a mapping with 'name', 'hosts' and so on")
     try:
@@ -251,4 +255,4 @@ def load(path: Path) -> Lab:
         reason = wrong(dict(error))
         if error["type"] == "extra_forbidden":
             reason = _unknown_key(error["loc"])
-        raise NetplugError("invalid", f"{path}: {where + ': ' if where else ''}{reason}") from None
+        raise NetplugError("invalid", printable(f"{path}: {where[:200] + ': ' if where else ''}{reason}")) from None
