@@ -341,7 +341,13 @@ def _explain(error: ErrorDetails, flags: Mapping[str, object], path: Path) -> Ne
     elif name == "store":
         value = without_password(str(value))
     reason = wrong({**error, "input": value}).removesuffix(f", not {shown(value)}")
-    said = "not given" if value is None else repr(value[:_SHOWN]) if isinstance(value, str) else shown(value)
+    said = (
+        "not given"
+        if value is None
+        else repr(without_users(value)[:_SHOWN])
+        if isinstance(value, str)
+        else shown(value)
+    )
     words = f"setting {name} ({_source(name, flags, path)}) is {said}: {_line(reason)[:_SHOWN]}"
     return NetplugError("invalid", without_users(words))
 
