@@ -9,12 +9,16 @@ from pathlib import Path
 
 import pytest
 from living import DEADLINE_S, Living, living, until
+from pydantic import ValidationError
 
 from netplug.cli import CliError
 from netplug.cli.client import Client
-from netplug.frontends import connections, patient
+from netplug.frontends import connections, http, patient
 from netplug.frontends.cni import server as cni
 from netplug.frontends.connections import Connections
+from netplug.frontends.docker import wire as docker_wire
+from netplug.frontends.rest.ports_wire import PortsIn
+from netplug.frontends.rest.wire import AttachIn
 from netplug.insight import event_log
 
 ACTIVATE = b"POST /Plugin.Activate HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n"
@@ -312,3 +316,46 @@ def test_a_command_waits_while_the_queue_of_the_socket_is_full(tmp_path: Path, s
     stack.enter_context(connect(path))
     with pytest.raises(CliError, match="did not answer in 1 s"):
         Client(tmp_path, 1.0).get("version")
+
+
+def _many(values: int) -> bytes:
+    return b'{"name": "x", "subnets": [' + b"[]," * (values // 2) + b"[]]}"
+
+
+@pytest.mark.parametrize(
+    ("path", "most"),
+    [("/v1/networks", http.FEW), ("/v1/publish", http.MANY), ("/NetworkDriver.CreateNetwork", http.FEW)],
+)
+def test_a_body_of_too_many_values_is_refused_before_it_is_read(place: Place, path: str, most: int) -> None:
+    """pydantic says of each value what is wrong with it: of a few million that took gigabytes, and most of a minute."""
+    settings = place.daemon.settings
+    at = settings.api_socket if path.startswith("/v1") else settings.plugin_socket
+    for values, status in ((2 * most + 10, 413), (most // 2, 0)):
+        body = _many(values)
+        with connect(at) as sock:
+            head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n"
+            said = words(ask(sock, head.encode() + body))
+        assert (said[0] == 413) == bool(status), said
+        assert ("values" in said[1]) == bool(status)
+    place.serves()
+
+
+def test_of_a_list_of_ports_the_first_fault_is_told() -> None:
+    for model, wrong in (
+        (docker_wire.SandboxOptions, {"com.docker.network.portmap": [{}] * 1000}),
+        (PortsIn, {"endpoint": "web", "ports": [{}] * 1000}),
+        (AttachIn, {"network": "blue", "netns": "x", "ports": [{}] * 1000}),
+    ):
+        with pytest.raises(ValidationError) as caught:
+            model.model_validate(wrong)  # type: ignore[attr-defined]
+        assert caught.value.error_count() < 3
+
+
+def test_a_configuration_of_too_many_values_is_refused(place: Place) -> None:
+    head = b'pynet\0CNI_COMMAND=ADD\0\0{"cniVersion": "1.1.0", "name": "x", "type": "pynet", "runtimeConfig": {"ips": ['
+    for values, word in ((cni.MOST_VALUES + 10, b"has more than 330000 values"), (cni.MOST_VALUES // 2, b'"code"')):
+        with connect(place.cni) as sock:
+            sock.sendall(head + b"[]," * values + b"[]]}}")
+            sock.shutdown(socket.SHUT_WR)
+            assert word in rest(sock)
+    place.serves()

@@ -5,7 +5,7 @@ for. It is plain ASGI, since Starlette's `BaseHTTPMiddleware` takes longer than 
 """
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -35,6 +35,9 @@ LARGE = 128 << 10
 """Bytes from which on a body is large."""
 LARGE_AT_A_TIME = 4
 """Else many clients with large bodies, all but whole, would take all memory."""
+FEW, MANY = 20_000, 1_000_000
+"""JSON values of a body; the many in one that lists ports. 8 MB of `[]` are three million: to say what is wrong with
+each took gigabytes, and many seconds in which nobody else was answered."""
 _VERSIONS = frozenset({"1.0", "1.1"})
 
 
@@ -54,10 +57,10 @@ Render = Callable[[Failure], Response]
 """Writes a failure as the front end's protocol wants it."""
 
 
-def guard(app: FastAPI, render: Render, requests: Requests, asker: str) -> None:
+def guard(app: FastAPI, render: Render, requests: Requests, asker: str, *, many: Collection[str] = frozenset()) -> None:
     """Render all failures of an app by `render`, bind request ids, and refuse bodies that are too large.
 
-    `requests`: counts them, as `asker`'s.
+    `requests`: counts them, as `asker`'s. `many`: paths of requests that may list ports.
     """
 
     def failed(failure: Failure) -> Response:
@@ -71,12 +74,15 @@ def guard(app: FastAPI, render: Render, requests: Requests, asker: str) -> None:
         return failed(failure)
 
     async def refused(request: Request, exc: Exception) -> Response:
+        if isinstance(exc, HTTPException) and exc.detail == _TOO_MANY:
+            most = MANY if request.scope["path"] in many else FEW
+            return failed(Failure("too_large", f"the body has more than {most} values"))
         return failed(_refused(request, exc.status_code if isinstance(exc, HTTPException) else 0))
 
     app.state.render = _written(render)
     app.add_exception_handler(RequestValidationError, ill_formed)
     app.add_exception_handler(HTTPException, refused)
-    app.add_middleware(_Guard, render=failed, requests=requests, asker=asker)
+    app.add_middleware(_Guard, render=failed, requests=requests, asker=asker, many=many)
 
 
 def _written(render: Render) -> Callable[[Failure], tuple[bytes, str]]:
@@ -90,11 +96,12 @@ def _written(render: Render) -> Callable[[Failure], tuple[bytes, str]]:
 
 
 class _Guard:
-    def __init__(self, app: ASGIApp, render: Render, requests: Requests, asker: str) -> None:
+    def __init__(self, app: ASGIApp, render: Render, requests: Requests, asker: str, many: Collection[str]) -> None:
         self._app = app
         self._render = render
         self._requests = requests
         self._asker = asker
+        self._many = many
         self._large = asyncio.Semaphore(LARGE_AT_A_TIME)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -123,7 +130,9 @@ class _Guard:
 
         try:
             async with AsyncExitStack() as held:
-                await self._app(scope, _limited(receive, held, self._large), noting)
+                await self._app(
+                    scope, _limited(receive, held, self._large, MANY if scope["path"] in self._many else FEW), noting
+                )
         except Exception as exc:  # noqa: BLE001 - a front end answers here
             failure = failure_of(exc, asked.id)
             if not started:
@@ -151,6 +160,7 @@ def failure_of(exc: Exception, request_id: str) -> Failure:
     return Failure("internal", f"{what} (id {request_id}: see {LOG})")
 
 
+_TOO_MANY = "too many values"
 _TOO_LARGE = Failure("too_large", f"the request is larger than {MAX_BODY} bytes")
 
 
@@ -188,14 +198,22 @@ def _length(scope: Scope) -> int:
     return 0
 
 
-def _limited(receive: Receive, held: AsyncExitStack, large: asyncio.Semaphore) -> Receive:
-    """Limit a body that comes in chunks, without a length. Large ones wait for each other until `held` ends."""
-    size, waited = 0, False
+def _limited(receive: Receive, held: AsyncExitStack, large: asyncio.Semaphore, most: int) -> Receive:
+    """Limit a body that comes in chunks, without a length, and the JSON values in it.
+
+    Large ones wait for each other until `held` ends.
+    """
+    size, values, nested, waited = 0, 0, 0, False
 
     async def counting() -> Message:
-        nonlocal size, waited
+        nonlocal size, values, nested, waited
         message = await receive()
-        size += len(message.get("body", b""))
+        body = message.get("body", b"")
+        size += len(body)
+        values += body.count(b",")
+        nested += body.count(b"[") + body.count(b"{")
+        if values > most or nested > MANY:
+            raise HTTPException(413, _TOO_MANY)
         if size > MAX_BODY:
             raise HTTPException(413)
         if size > LARGE and not waited:

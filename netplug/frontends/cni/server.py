@@ -29,6 +29,8 @@ LARGE = 128 << 10
 """Bytes from which on a request is large."""
 LARGE_AT_A_TIME = 4
 """Else many callers with large requests, all but whole, would take all memory."""
+MOST_VALUES = 330_000
+"""JSON values of a request: as many as all ports of a host need, five each."""
 LAST_REQUEST_S = 1.0
 """The same while the server stops."""
 
@@ -127,9 +129,12 @@ class _Server:
 
     async def _reply(self, data: bytes, connection: socket.socket) -> Reply:
         call = Call.parse(data, peer_of(connection))
-        if len(data) <= MOST_BYTES:
+        if len(data) > MOST_BYTES:
+            error = CniError(Code.DECODE, f"the configuration is longer than {MOST_BYTES} bytes")
+        elif data.count(b",") > MOST_VALUES:
+            error = CniError(Code.DECODE, f"the configuration has more than {MOST_VALUES} values")
+        else:
             return await self._service.answer(call)
-        error = CniError(Code.DECODE, f"the configuration is longer than {MOST_BYTES} bytes")
         return netavark.refusal(error) if call.netavark else refusal(error, "")
 
     async def _read(self, connection: socket.socket, held: AsyncExitStack) -> bytes:

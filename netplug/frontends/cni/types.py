@@ -13,6 +13,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from netplug.errors.validation import wrong
 from netplug.frontends.cni.wire import CniError, Code
+from netplug.frontends.first_error import FirstError
 from netplug.frontends.rest.fields import Cidr, Ip, Mac, Port
 
 
@@ -107,7 +108,7 @@ Texts = Annotated[tuple[str, ...], BeforeValidator(_listed)]
 class RuntimeIn(_Section):
     """`aliases`: a list, or with podman a map from networks to lists. Not ours: `cgroupPath`, `infinibandGUID`."""
 
-    portMappings: tuple[PortIn, ...] = ()
+    portMappings: Annotated[tuple[PortIn, ...], FirstError()] = ()
     bandwidth: BandwidthIn | None = None
     ips: Texts = ()
     mac: Mac | Literal[""] = ""

@@ -29,6 +29,9 @@ _NAMED = re.compile(r"(-d|--ipam-driver|IPAM by) pynet\b")
 _STATUS = {"empty": 400, "unknown": 404, "malformed": 400, "slow": 408, "too_large": 413}
 
 
+_MANY = frozenset({"/NetworkDriver.CreateEndpoint", "/NetworkDriver.ProgramExternalConnectivity"})
+"""Requests with a port map."""
+
 OnReady = Callable[[str], Awaitable[None]]
 Own = Callable[[int], bool]
 """Tells whether a process, by its id, is the Docker that we listen to."""
@@ -74,7 +77,7 @@ def docker_app(
             on_lost_request()
         return _render(failure, driver)
 
-    guard(app, render, engine.requests, FrontEnd.DOCKER)
+    guard(app, render, engine.requests, FrontEnd.DOCKER, many=_MANY)
     network, ipam, repeats = NetworkDriver(engine, on_ready, own), IpamDriver(engine, container_of), Repeats()
 
     async def activate() -> wire.Activated:

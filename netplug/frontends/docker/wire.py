@@ -17,6 +17,7 @@ from netplug.engine.addressing import EXTERNAL
 from netplug.engine.records import EndpointRecord, EndpointSpec, FrontEnd, NetworkSpec, SubnetSpec
 from netplug.errors import NetplugError
 from netplug.errors.validation import shown
+from netplug.frontends.first_error import FirstError
 from netplug.ipam.pool import parse_network
 
 SPACES = {"netplug-local": "local", "netplug-global": "global"}
@@ -140,7 +141,7 @@ class PortBinding(Wire):
 class SandboxOptions(Wire):
     """A container's ports. All other keys are for Docker's own drivers."""
 
-    portmap: list[PortBinding] | None = Field(default=None, alias="com.docker.network.portmap")
+    portmap: Annotated[list[PortBinding], FirstError()] | None = Field(default=None, alias="com.docker.network.portmap")
 
     def ports(self) -> tuple[PortMapping, ...] | None:
         """Return the published ports; None if the request has no port map."""

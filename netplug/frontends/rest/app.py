@@ -81,7 +81,7 @@ def api_app(
     app = FastAPI(title="netplug", version=version, docs_url=None, redoc_url=None, strict_content_type=False)
     service = _Api(engine, reconciler, host, version, docker_knows, cluster, domain)
     app.include_router(_router(service, NamesApi(engine, names, domain), more))
-    guard(app, _render, engine.requests, FrontEnd.CLI)
+    guard(app, _render, engine.requests, FrontEnd.CLI, many=_MANY)
     describe(app)
     return app
 
@@ -336,6 +336,8 @@ def _failed(kind: str, message: str, hint: str = "") -> JSONResponse:
     return _refusal(kind, message, hint)
 
 
+_MANY = frozenset({"/v1/attach", "/v1/publish", "/v1/unpublish"})
+"""Requests with a list of ports."""
 _INVALID = ("empty", "malformed", "slow", "too_large")
 _KINDS = {"unknown": "not_found", **dict.fromkeys(_INVALID, "invalid")}
 

@@ -8,6 +8,7 @@ from netplug.drivers.api import PortMapping
 from netplug.engine.added_ports import Added
 from netplug.engine.exposure import added, published
 from netplug.engine.records import EndpointRecord
+from netplug.frontends.first_error import FirstError
 from netplug.frontends.rest.fields import Ref
 from netplug.frontends.rest.wire import PortIn
 
@@ -18,7 +19,7 @@ class PortsIn(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     endpoint: Ref
-    ports: Annotated[tuple[PortIn, ...], Field(min_length=1, max_length=65535)]
+    ports: Annotated[tuple[PortIn, ...], Field(min_length=1, max_length=65535), FirstError()]
 
     def to_specs(self) -> list[PortMapping]:
         return [port.to_spec() for port in self.ports]

@@ -18,6 +18,7 @@ from netplug.drivers.steps import Proto
 from netplug.engine.conditions import Difference
 from netplug.engine.exposure import added, published
 from netplug.engine.records import AttachSpec, EndpointRecord, NetworkRecord, NetworkSpec, Origin, SubnetSpec
+from netplug.frontends.first_error import FirstError
 from netplug.frontends.rest.fields import MOST, Cidr, HostPort, Ifname, Ip, Labels, Mac, Name, Netns, Port, Ref
 from netplug.names.dns_records import Resolving
 
@@ -96,7 +97,7 @@ class AttachIn(DetachIn):
     aliases: Annotated[tuple[Name, ...], Field(max_length=MOST)] = ()
     addresses: Annotated[tuple[Ip, ...], Field(max_length=MOST)] = ()
     mac: Mac | Literal[""] = ""
-    ports: Annotated[tuple[PortIn, ...], Field(max_length=65535)] = ()
+    ports: Annotated[tuple[PortIn, ...], Field(max_length=65535), FirstError()] = ()
     options: dict[str, str] = {}
 
     def to_spec(self) -> AttachSpec:
