@@ -34,7 +34,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "integration"))
 
 from goals import at_least, at_most
 from harness import Host, Netplug, Process, assert_same, namespace, netplugd, snapshot, wait_until
-from harness.answers import Answers, answers
+from harness.answers import answers
 from harness.crowd import Api, Crowd, files_of, memory_mb, spent_ms
 from harness.killing import calling
 from harness.rtnl import rtnl_held
@@ -206,12 +206,13 @@ def rtnl(args: argparse.Namespace) -> Iterator[Figure]:
                         waiting = [pool.submit(_attached, netplug, number) for number in range(WAITING, 2 * WAITING)]
                         waiting.append(pool.submit(netplug.client.get, "diff"))
                         time.sleep(args.held)
-                        held = Answers({name: list(found) for name, found in busy.took.items()})
+                        held = busy.longest("dns"), busy.longest_of_api()
                     for it in waiting:
                         it.result(60)
-        for words, found in (("quiet", quiet), (f"lock held {args.held:g} s", held)):
-            yield Figure("rtnl", f"longest answer of the name server, {words}", found.longest("dns"), "ms")
-            yield Figure("rtnl", f"longest answer of the API, {words}", found.longest_of_api(), "ms")
+        both = {"quiet": (quiet.longest("dns"), quiet.longest_of_api()), f"lock held {args.held:g} s": held}
+        for words, (dns, api) in both.items():
+            yield Figure("rtnl", f"longest answer of the name server, {words}", dns, "ms")
+            yield Figure("rtnl", f"longest answer of the API, {words}", api, "ms")
 
 
 def _attached(netplug: Netplug, number: int) -> None:

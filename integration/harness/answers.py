@@ -25,13 +25,17 @@ PATHS = ("version", "networks", "endpoints")
 
 @dataclass
 class Answers:
-    """Milliseconds of each answer, by who gave it: `dns`, or a path of the API."""
+    """Milliseconds of each answer, by who gave it: `dns`, or a path of the API. `asked`: when, if it is still due."""
 
     took: dict[str, list[float]] = field(default_factory=dict)
+    asked: dict[str, float] = field(default_factory=dict)
 
     def longest(self, *whose: str) -> float:
-        """Return the longest of these, or of all."""
-        return max(ms for name, found in self.took.items() if not whose or name in whose for ms in found)
+        """Return the longest of these, or of all; also of one that is still waited for, so far."""
+        now = time.perf_counter()
+        names = whose or tuple(self.took)
+        due = [(now - begun) * 1000 for name in names if (begun := self.asked.get(name))]
+        return max(*due, *(ms for name in names for ms in self.took[name]), 0.0)
 
     def longest_of_api(self) -> float:
         return self.longest(*(name for name in self.took if name != "dns"))
@@ -52,8 +56,8 @@ def answers(netplug: Netplug, place: Placed, server: str, name: str) -> Iterator
             work.append((path, lambda it=connection, p=path: _get(it, p)))  # type: ignore[misc]
         threads = []
         for what, ask in work:
-            took = found.took[what] = [_timed(ask)]
-            threads.append(Thread(target=_repeat, args=(ask, took, over), name=f"answers-{what}"))
+            found.took[what] = [_timed(ask)]
+            threads.append(Thread(target=_repeat, args=(found, what, ask, over), name=f"answers-{what}"))
         for thread in threads:
             thread.start()
         try:
@@ -64,9 +68,12 @@ def answers(netplug: Netplug, place: Placed, server: str, name: str) -> Iterator
                 thread.join()
 
 
-def _repeat(ask: Callable[[], None], took: list[float], over: Event) -> None:
+def _repeat(found: Answers, what: str, ask: Callable[[], None], over: Event) -> None:
     while not over.wait(EVERY_S):
-        took.append(_timed(ask))
+        found.asked[what] = time.perf_counter()
+        took = _timed(ask)
+        found.asked.pop(what)
+        found.took[what].append(took)
 
 
 def _timed(ask: Callable[[], None]) -> float:
