@@ -24,6 +24,8 @@ from .wait import wait_until
 
 UPLINK = "uplink0"
 PLUGIN = f"{PLUGIN_DIR}/pynet.sock"
+NO_DOCKER = ("--docker-host", "unix:///run/absent.sock")
+"""Docker does not answer. Without any, an endpoint whose sandbox has no process seconds after a start counts as dead."""
 QUIET_S = 0.15
 """Work that goes on after an answer (links are deleted in the background) has begun by then."""
 SETTLE_S = 10
@@ -60,7 +62,7 @@ class Scene:
         self.host = host
         self._prepare()
         self._inhabit("web")
-        self.netplug = Mortal(host, *(serve_args or ("--docker-host", "none")))
+        self.netplug = Mortal(host, *(serve_args or NO_DOCKER))
         self.repeating = False
         self.kept: dict[str, Any] = {}
         """What a caller remembers of answers."""
