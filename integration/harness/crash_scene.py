@@ -25,7 +25,7 @@ from .wait import wait_until
 UPLINK = "uplink0"
 PLUGIN = f"{PLUGIN_DIR}/pynet.sock"
 NO_DOCKER = ("--docker-host", "unix:///run/absent.sock")
-"""Docker does not answer. Without any, an endpoint whose sandbox has no process seconds after a start counts as dead."""
+"""Docker does not answer. Without any, an endpoint whose sandbox has no process soon after a start is dead."""
 QUIET_S = 0.15
 """Work that goes on after an answer (links are deleted in the background) has begun by then."""
 SETTLE_S = 10
