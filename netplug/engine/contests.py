@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from netplug.drivers.steps import Element, Hook, Step
 from netplug.engine.conditions import Conditions, Difference
 
-FREE = 6
+FREE = 10
 """Repairs in a row without a pause: a firewall that is loaded piece by piece takes some."""
 RECOVERY_S = 5.0
 """Of so long that an object stayed as it is to be, one repair is forgotten."""
