@@ -21,7 +21,7 @@ _BUFFER = 1 << 14
 
 
 class SysctlWatch:
-    """Calls `on_change` when a sysctl is not any more as its step wants it. Belongs to one event loop and namespace.
+    """Calls `on_change` once when a sysctl is not any more as its step wants it. Belongs to one loop and namespace.
 
     `note` and `forget` may be called in any thread of the namespace.
     """
@@ -31,6 +31,8 @@ class SysctlWatch:
         self._loop = asyncio.get_running_loop()
         self._wanted: dict[int, Sysctl] = {}
         self._watches: dict[str, int] = {}
+        self._told: set[int] = set()
+        """Those that differed when they were last written. To open a file and to write to it are two events."""
         self._fd = -1
         with suppress(OSError):  # too many instances of this user
             self._fd = libc.call("inotify_init1", os.O_NONBLOCK | os.O_CLOEXEC)
@@ -57,6 +59,7 @@ class SysctlWatch:
 
     def _remove(self, watch: int) -> None:
         self._wanted.pop(watch, None)
+        self._told.discard(watch)
         with suppress(OSError):
             libc.call("inotify_rm_watch", self._fd, watch)
 
@@ -73,8 +76,10 @@ class SysctlWatch:
                 self._on_change()
             elif mask & _IN_MODIFY:
                 changed.add(watch)
-        steps = [self._wanted[watch] for watch in changed if watch in self._wanted]
-        if any(sysctl.drift(step) for step in steps):
+        differ = {watch for watch in changed if watch in self._wanted and sysctl.drift(self._wanted[watch])}
+        fresh = differ - self._told
+        self._told = (self._told - changed) | differ
+        if fresh:
             self._on_change()
 
     def close(self) -> None:
