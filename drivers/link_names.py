@@ -13,7 +13,7 @@ def is_link_name(text: str) -> bool:
     kernel refuses spaces, ``/`` and ``:`` (`dev_valid_name`), and replaces ``%d``. It takes control characters; we do
     not, as a terminal acts on them.
 
-    >>> [is_link_name(name) for name in ("eth0", "x" * 15, "x" * 16, "..", "all", "a/b", "a%d", "a\\0b", "")]
+    >>> [is_link_name(name) for name in ("eth0", "x" * 15, "x" * 16, "..", "all", "a/b", "a%d", "a\0b", "")]
     [True, True, False, False, False, False, False, False, False]
     """
     return (

@@ -95,6 +95,8 @@ def test_a_command_loads_no_other_commands(tmp_path: Path) -> None:
         "netplug.cli.options",
         "netplug.cli.output",
         "netplug.cli.parameters",
+        "netplug.errors",
+        "netplug.errors.printable",
         "netplug.names",
         "netplug.names.short_ids",
     }
