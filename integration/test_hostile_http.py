@@ -54,13 +54,13 @@ class Watch:
     def __init__(self, scene: Scene, changes: Changes) -> None:
         self.told: Counter[int] = Counter()
         self._scene = scene
-        self._changes = changes
+        self.changes = changes
         self._log = scene.netplug.log
         self._read = self._log.stat().st_size
 
     def ask(self, case: schemathesis.Case, ask: Ask, reason: Callable[[Any], str]) -> schemathesis.Response:
         """Ask, and assert what holds for all answers. `reason`: returns that of a refusal."""
-        self._changes.any()
+        self.changes.any()
         response = ask()
         self.told[response.status_code] += 1
         self._no_fault_is_logged(case)
@@ -68,13 +68,13 @@ class Watch:
         assert response.elapsed < MOST_S, curl
         if response.status_code < 400:
             if case.method != "GET":
-                self._changes.settle()
+                self.changes.settle()
             return response
         line = reason(response.json())
-        if self._changes.any():  # perhaps by what an earlier request began
-            self._changes.settle()
+        if self.changes.any():  # perhaps by what an earlier request began
+            self.changes.settle()
             assert ask().status_code == response.status_code
-            assert not self._changes.any(), f"{curl}\nrefused with {line!r}, and the kernel was changed"
+            assert not self.changes.any(), f"{curl}\nrefused with {line!r}, and the kernel was changed"
         assert 0 < len(line) < 600, (curl, line)
         for word in (*UGLY, "\n"):
             assert word not in line, (curl, line)
@@ -147,6 +147,51 @@ def test_rest_api_answers_whatever_is_asked(scene: Scene) -> None:
         assert watch.told[400] > count / 4
         assert watch.told[201], "nothing was made"
     assert_same(before, lambda: snapshot(scene.host))
+
+
+NETNS = "NETNS of the bare namespace"
+REFUSED: dict[str, tuple[str, str, dict[str, Any], str]] = {
+    "name taken": ("POST", "networks", {"name": "blue"}, "blue"),
+    "overlap": ("POST", "networks", {"name": "neu", "subnets": [{"subnet": "10.1.0.0/16"}]}, "overlap"),
+    "unknown option": ("POST", "networks", {"name": "neu", "options": {"colour": "blue"}}, "colour"),
+    "wrong value": ("POST", "networks", {"name": "neu", "options": {"mtu": "9"}}, "mtu"),
+    "no parent": ("POST", "networks", {"name": "neu", "options": {"mode": "macvlan", "parent": "none0"}}, "none0"),
+    "network in use": ("DELETE", "networks/blue", {}, "has an endpoint"),
+    "no such network": ("POST", "attach", {"network": "nowhere", "netns": NETNS}, "nowhere"),
+    "address in use": ("POST", "attach", {"network": "blue", "netns": NETNS, "addresses": ["10.1.0.1"]}, "10.1.0.1"),
+    "address of another": (
+        "POST",
+        "attach",
+        {"network": "blue", "netns": NETNS, "addresses": ["10.2.0.9"]},
+        "10.2.0.9",
+    ),
+    "port in use": (
+        "POST",
+        "attach",
+        {"network": "red", "netns": NETNS, "ports": [{"port": 80, "host_port": 8080}]},
+        "8080",
+    ),
+    "no such namespace": ("POST", "attach", {"network": "blue", "netns": "nowhere"}, "nowhere"),
+    "no such endpoint": ("POST", "publish", {"endpoint": "nobody", "ports": [{"port": 80}]}, "nobody"),
+    "not to change": ("PATCH", "networks/blue", {"options": {"mode": "macvlan"}}, "mode"),
+}
+"""Refusals that only the engine can make: the form of the request is right."""
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_refusal_of_the_engine_has_touched_nothing(scene: Scene, case: str) -> None:
+    """Not even for a moment: the kernel tells of what is made and undone."""
+    method, path, body, word = REFUSED[case]
+    body = {key: scene.bare.name if value is NETNS else value for key, value in body.items()}
+    with session(scene.host.path(API)) as asking, scene.watched() as watch:
+        watch.changes.settle()
+        watch.changes.any()
+        response = asking.request(method, f"http://netplug/v1/{path}", json=body)
+        assert not watch.changes.any(), response.text
+    assert response.status_code >= 400, response.text
+    error = response.json()["error"]
+    assert error["kind"] not in OURS
+    assert word in error["message"]
 
 
 def _undo(asking: requests.Session, case: schemathesis.Case, response: schemathesis.Response) -> None:
