@@ -29,7 +29,7 @@ _NAMED = re.compile(r"(-d|--ipam-driver|IPAM by) pynet\b")
 _STATUS = {"empty": 400, "unknown": 404, "malformed": 400, "slow": 408, "too_large": 413}
 
 
-_MANY = frozenset({"/NetworkDriver.CreateEndpoint", "/NetworkDriver.ProgramExternalConnectivity"})
+_MANY = frozenset(f"/NetworkDriver.{name}" for name in ("CreateEndpoint", "Join", "ProgramExternalConnectivity"))
 """Requests with a port map."""
 
 OnReady = Callable[[str], Awaitable[None]]
