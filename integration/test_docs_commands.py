@@ -25,6 +25,7 @@ NOT_RUN = {
     "docs/podman.md#podman-45-and-later-by-netavark": "needs podman 4.5; test_netavark.py calls the driver",
     "docs/running.md#as-a-service-of-systemd": "needs a package registry",
     "docs/running.md#as-a-service-of-systemd-2": "needs systemd as process 1; test_systemd.py has one",
+    "docs/running.md#who-may-use-the-api": "makes a group, and needs systemd as process 1; test_who_may.py has a group",
     "docs/store.md#a-damaged-database": "needs systemd as process 1; test_store_damage.py types it",
     "docs/store.md#state-and-store": "needs three members of etcd; contract/test_etcd_access.py has certificates",
 }
