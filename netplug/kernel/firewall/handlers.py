@@ -60,6 +60,10 @@ class _TablesHandler(Handler[_T]):
         return self._lane
 
 
+_GONE = "No such file or directory"
+"""What nft says of a table that there is not."""
+
+
 class TableHandler(_TablesHandler[Table]):
     """Constant tables of nf_tables."""
 
@@ -74,7 +78,8 @@ class TableHandler(_TablesHandler[Table]):
                 return ""
             return compiler.difference(step.family, step.name, step.text) or "its rules differ"
         except (CompileError, StepError) as error:
-            return f"its rules differ ({error})"
+            gone = _GONE in str(error)  # since the look
+            return MISSING if gone else f"its rules differ ({error})"
 
     def owned(self, survey: Survey) -> Iterable[Step]:
         """Return all tables of ours."""
