@@ -15,7 +15,7 @@ from shutil import which
 from tempfile import gettempdir
 
 import pytest
-from harness import Dockerd, Host, Netplug, Node, Underlay, Wire, assert_same, connect, overlay, snapshot
+from harness import Dockerd, Host, Netplug, Node, Underlay, Wire, assert_same, connect, overlay, snapshot, wait_until
 from harness.dockerd import dockerd_command
 from harness.host import NAME_PREFIX, cgroup_folders
 from harness.overlay import BLUE, VNI
@@ -136,6 +136,8 @@ def nodes(host: Host, client: Host, under: Underlay) -> Iterator[tuple[Node, Nod
         # What is made once and kept: sysctls.
         with overlay("warm-up", made, BLUE, vni=VNI):
             pass
+        # Links go in the background.
+        wait_until(lambda: not [it for place in (host, client) for it in snapshot(place)["links"] if it[:3] == "np-"])
         yield made
 
 
