@@ -23,6 +23,7 @@ from netplug.drivers.steps import Element, Hook, Step, Table  # noqa: E402
 from netplug.kernel.api import Outcome  # noqa: E402
 from netplug.kernel.firewall import compiler, libnftables  # noqa: E402
 from netplug.kernel.firewall.compiler import CompileError, compiled  # noqa: E402
+from netplug.kernel.firewall.handlers import GONE  # noqa: E402
 from netplug.kernel.firewall.table_image import MARK  # noqa: E402
 from netplug.kernel.firewall.table_marks import is_right  # noqa: E402
 from netplug.kernel.firewall.table_reader import TableReader  # noqa: E402
@@ -118,6 +119,12 @@ def test_what_drivers_write_is_taken_and_read_back_as_written(both: tuple[Tables
     assert read_hooks == set(hooks)
     ours.remove((*hooks, *elements, *there))  # type: ignore[arg-type]
     assert reader.named() == []
+
+
+def test_table_that_is_gone_is_told_by_nft() -> None:
+    """It may go between the look at all tables and that at its lines."""
+    with temporary_netns(), pytest.raises(CompileError, match=GONE):
+        compiler.difference("inet", "netplug", "chain a { }")
 
 
 class TestUnavailable(LinuxHost):

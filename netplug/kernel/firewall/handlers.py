@@ -60,7 +60,7 @@ class _TablesHandler(Handler[_T]):
         return self._lane
 
 
-_GONE = "No such file or directory"
+GONE = "Error: No such file or directory"
 """What nft says of a table that there is not."""
 
 
@@ -78,7 +78,7 @@ class TableHandler(_TablesHandler[Table]):
                 return ""
             return compiler.difference(step.family, step.name, step.text) or "its rules differ"
         except (CompileError, StepError) as error:
-            gone = _GONE in str(error)  # since the look
+            gone = GONE in str(error)  # since the look
             return MISSING if gone else f"its rules differ ({error})"
 
     def owned(self, survey: Survey) -> Iterable[Step]:
