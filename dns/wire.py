@@ -174,19 +174,20 @@ def follow_name(data: bytes, at: int) -> int:
     """Return the offset after a name, compressed or not, as `skip_name`, if all that its pointers lead to is a name.
 
     A pointer leads to what precedes it (RFC 1035 §4.1.4), and not into the header, which is another in each message.
+    What it leads to ends before it, else the name would have octets of what follows, which may be cut off.
 
     Raises:
         ValueError: the name extends past the end, is too long, or has an unknown label type or such a pointer.
     """
-    end, size = 0, 1
-    while at < len(data):
+    end, size, limit = 0, 1, len(data)
+    while at < limit:
         label = data[at]
         if label == 0:
             return end or at + 1
         if label >= 0xC0:
-            if at + 2 > len(data) or not HEADER <= (target := (label & 0x3F) << 8 | data[at + 1]) < at:
+            if at + 2 > limit or not HEADER <= (target := (label & 0x3F) << 8 | data[at + 1]) < at:
                 break
-            end, at = end or at + 2, target
+            end, at, limit = end or at + 2, target, at
             continue
         size += label + 1
         if label > LONGEST_LABEL or size > LONGEST_NAME:
