@@ -31,10 +31,16 @@ def own(new_host: Callable[..., Host]) -> Netplug:
     return Netplug(new_host("load"), "--docker-host", "none")
 
 
+def _links(netplug: Netplug) -> list[str]:
+    """Return the links of endpoints."""
+    return [it for it in snapshot(netplug.host, netplug)["links"] if it.startswith("nph")]
+
+
 def test_killed_callers_leave_nothing(own: Netplug) -> None:
     """A tenth of the attaches, by CNI, the API and Docker's protocol, are killed in the middle."""
     with calling(own, 9) as callers:
         callers.run(1, killed=0)  # what is made once and kept
+        wait_until(lambda: not _links(own), _BACK_S, "links to go, which they do in the background")
         before, files = snapshot(own.host, own), files_of(own)
         done = callers.run(6, killed=0.1)
         assert done.failed == []
