@@ -31,17 +31,17 @@ def own(new_host: Callable[..., Host]) -> Netplug:
     return Netplug(new_host("load"), "--docker-host", "none")
 
 
-def _links(netplug: Netplug) -> list[str]:
-    """Return the links of endpoints."""
-    return [it for it in snapshot(netplug.host, netplug)["links"] if it.startswith("nph")]
+def _at_rest(netplug: Netplug) -> dict[str, tuple[str, ...]]:
+    """Return the host without endpoints: links of former ones go in the background."""
+    wait_until(lambda: not [it for it in snapshot(netplug.host, netplug)["links"] if it.startswith("nph")], _BACK_S)
+    return snapshot(netplug.host, netplug)
 
 
 def test_killed_callers_leave_nothing(own: Netplug) -> None:
     """A tenth of the attaches, by CNI, the API and Docker's protocol, are killed in the middle."""
     with calling(own, 9) as callers:
         callers.run(1, killed=0)  # what is made once and kept
-        wait_until(lambda: not _links(own), _BACK_S, "links to go, which they do in the background")
-        before, files = snapshot(own.host, own), files_of(own)
+        before, files = _at_rest(own), files_of(own)
         done = callers.run(6, killed=0.1)
         assert done.failed == []
         assert done.killed > 2
@@ -123,7 +123,7 @@ def test_endpoint_beyond_a_full_bridge_is_refused_before_anything_is_done(own: N
     host.run(["ip", "-batch", "-"], stdin=f"link add full type bridge\n{pairs}", timeout_s=120)
     host.run(["ip", "-force", "-batch", "-"], stdin=ports, check=False, timeout_s=120)
     with quick_network(own, ipv6=False, bridge="full") as net, namespace(host) as late:
-        before = snapshot(host, own)
+        before = _at_rest(own)
         with pytest.raises(CliError, match=r"bridge 'full' has 1023 ports, the most of a Linux bridge"):
             own.client.post("attach", body={"network": net, "netns": late.name})
         assert_same(before, lambda: snapshot(host, own))
@@ -138,7 +138,7 @@ def test_ports_for_voice_are_published_or_refused_with_the_setting(own: Netplug)
         body = {"network": net, "netns": one.name}
         own.client.post("attach", body=body | {"ports": ports[:1]})  # what is opened once and kept
         own.client.post("detach", body=body)
-        before, files = snapshot(own.host, own), files_of(own)
+        before, files = _at_rest(own), files_of(own)
         body |= {"ports": ports}
         if resource.getrlimit(resource.RLIMIT_NOFILE)[1] < 17_000:
             with pytest.raises(CliError, match=r"16384 ports needs 16384 open files, .* \(raise LimitNOFILE"):
