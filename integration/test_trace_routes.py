@@ -237,6 +237,22 @@ def test_fault_is_named(scene: Scene, name: str) -> None:
             assert answer["reached"], shown(answer)
 
 
+def test_a_packet_waits_for_an_older_request(scene: Scene) -> None:
+    """The kernel asked for the MAC before the trace began, and asks no more while it lasts."""
+    unused = str(ip_address(scene.address(scene.web)) + 90)
+    setting = "net.ipv4.neigh.eth0.retrans_time_ms"
+    usual = scene.inside(scene.asker, "sysctl", "-n", setting).strip()
+    scene.inside(scene.asker, "sysctl", "-qw", f"{setting}=30000")
+    try:
+        scene.inside(scene.asker, "bash", "-c", f"echo > /dev/udp/{unused}/9")
+        answer = scene.trace("asker", f"{unused}:80")
+    finally:
+        scene.inside(scene.asker, "sysctl", "-qw", f"{setting}={usual}")
+        scene.inside(scene.asker, "ip", "neigh", "flush", "all")
+    assert answer["broken"]["cause"]["kind"] == "neighbour.none", shown(answer)
+    assert answer["broken"]["cause"]["words"] == f"nobody answers asker for the address {unused}", shown(answer)
+
+
 def test_the_name_server_of_a_network_listens(scene: Scene) -> None:
     for proto in ("udp", "tcp"):
         answer = scene.trace("asker", f"{scene.gateway('blue')}:53/{proto}")

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
-from netplug.insight.trace import answers, asking, checks, drops, mtu, overlay_causes, rules, trail
+from netplug.insight.trace import answers, asking, checks, drops, mtu, neighbours, overlay_causes, rules, trail
 from netplug.insight.trace.case import Case
 from netplug.insight.trace.ends import Kind
 from netplug.insight.trace.findings import Finding
@@ -83,8 +83,16 @@ def _why(case: Case, it: Trail, found: Sequence[Finding], *, back: bool) -> Caus
         return cause
     if drop := drops.dropping(case, back=back):
         return drops.cause(case, drop)
+    return _unexplained(case, it, back=back)
+
+
+def _unexplained(case: Case, it: Trail, *, back: bool) -> Cause:
+    """Return what the sender's kernel says, where neither a rule nor a drop was seen."""
     if case.report.refused and not back:
         return Cause("refused.kernel", f"the kernel of {case.source.place.name} refuses to send: {case.report.refused}")
+    sender = it.first_missing
+    if sender and sender.incoming is back and (cause := neighbours.silent(case, sender.place, back=back)):
+        return cause
     last = f"it was last seen where {it.last.words}" if it.last else f"{case.source.place.name} did not send it"
     return Cause("lost", f"{last}, and no rule or fault on the path explains that", "netplug diff")
 

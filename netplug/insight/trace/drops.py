@@ -58,9 +58,9 @@ def cause(case: Case, drop: Drop) -> Cause:
         return wrong
     place = case.place(drop.netns) if drop.netns != "?" else None
     where = f"on {place.name}" if place else "the kernel drops it"
-    if drop.reason == "neigh_failed" and place and (hops := neighbours.hops_of(case, place)):
+    if drop.reason == "neigh_failed" and place and (none := neighbours.none(case, place, back=drop.back)):
         # A request of a packet before this one, which the kernel repeats no more (neigh_invalidate).
-        return Cause("neighbour.none", f"nobody answers {place.name} for the address {hops[-1 if drop.back else 0]}")
+        return none
     by = f" by {drop.link}" if drop.link else ""
     text = f"{where}{by}: {_words(drop, known=place is not None)} ({drop.function or drop.reason})"
     if drop.reason == "ip_rpfilter":

@@ -1,7 +1,8 @@
-"""Entries of neighbour tables that have a wrong MAC for the next station of a packet, or of its answer.
+"""Entries of neighbour tables for the next station of a packet, or of its answer: with a wrong MAC, or with none.
 
 An entry outlives what it was learned from: a station that is gone, a MAC that was changed, a false answer. The kernel
-asks anew after some 40 seconds (ip-sysctl, base_reachable_time), and never where the entry is permanent.
+asks anew after some 40 seconds (ip-sysctl, base_reachable_time), and never where the entry is permanent. While it asks
+in vain, packets wait in the entry (arp(7)).
 """
 
 from collections.abc import Iterator
@@ -10,6 +11,9 @@ from netplug.drivers.steps import IPAddress
 from netplug.insight.trace import mends
 from netplug.insight.trace.case import Case
 from netplug.insight.trace.model import HOST_PLACE, Cause, Place
+
+_IN_VAIN = frozenset({"incomplete", "failed"})
+"""States of an entry that has no MAC (linux/neighbour.h, NUD_*)."""
 
 
 def wrong(case: Case) -> Cause | None:
@@ -25,9 +29,25 @@ def wrong(case: Case) -> Cause | None:
     return None
 
 
-def hops_of(case: Case, place: Place) -> list[IPAddress]:
-    """Return the addresses of its segment to which a place sends: there first, then back."""
-    return [address for sender, address in _next_hops(case) if sender == place]
+def silent(case: Case, place: Place, *, back: bool) -> Cause | None:
+    """Return that nobody answers for the address to which a place sends, as the entry of its neighbour table says.
+
+    The request itself may be older than the packet: the kernel repeats it each second, three times (arp(7)).
+    """
+    cause, wanted = none(case, place, back=back), _hop(case, place, back=back)
+    states = {it.state for it in case.scene.of(place).neighbours if it.address == wanted}
+    return cause if states and states <= _IN_VAIN else None
+
+
+def none(case: Case, place: Place, *, back: bool) -> Cause | None:
+    """Say that nobody answers for the address to which a place sends, if it sends to one of its segment."""
+    wanted = _hop(case, place, back=back)
+    return Cause("neighbour.none", f"nobody answers {place.name} for the address {wanted}") if wanted else None
+
+
+def _hop(case: Case, place: Place, *, back: bool) -> IPAddress | None:
+    hops = [address for sender, address in _next_hops(case) if sender == place]
+    return hops[-1 if back else 0] if hops else None
 
 
 def _next_hops(case: Case) -> Iterator[tuple[Place, IPAddress]]:
