@@ -328,15 +328,12 @@ class Reconciler:
             commits = Commits(changes.commits(), base_plan, self._repaired_something)
             group.create_task(keep("commits", commits.run))
             group.create_task(keep("host", self._on_change_of_host))
-            group.create_task(self.garbage.run(suspects, self._try_repair))
+            group.create_task(self.garbage.run(suspects, self._repaired_something))
 
     async def _on_time(self) -> bool:
         found = await self._repaired_something()
         await self._engine.supervisor.attempt("leases", self._engine.allocator.expire())
         return found
-
-    async def _try_repair(self) -> None:
-        await self._repaired_something()
 
     async def _on_change_of_host(self) -> None:
         """Follow addresses and MTUs of the host at once; what shall be is computed anew, nothing is compared."""

@@ -10,6 +10,8 @@ from clustered import Hosts, hosts_on
 from etcd_server import Member, running
 from quiet import quiet_log
 
+from netplug.docker import garbage
+
 pytest.register_assert_rewrite("engine_host")
 
 
@@ -48,6 +50,13 @@ def quiet() -> Iterator[None]:
     """Log nothing: what a test does a thousand times."""
     with quiet_log():
         yield
+
+
+@pytest.fixture
+def garbage_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Collect what Docker does not know without a wait."""
+    for name in ("RETRY_S", "GRACE_S", "REPEATS_S"):
+        monkeypatch.setattr(garbage, name, 0.0)
 
 
 @pytest.fixture

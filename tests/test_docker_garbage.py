@@ -13,15 +13,8 @@ from netplug.drivers.steps import IPAddress
 from netplug.engine.records import DockerView, EndpointRecord, FrontEnd, NetworkSpec, SubnetSpec
 from netplug.ipam.lease import Owner, OwnerKind
 
-pytestmark = pytest.mark.usefixtures("quiet")
+pytestmark = pytest.mark.usefixtures("quiet", "garbage_at_once")
 LATER = "e3" * 32
-
-
-@pytest.fixture(autouse=True)
-def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(garbage, "RETRY_S", 0.0)
-    monkeypatch.setattr(garbage, "GRACE_S", 0.0)
-    monkeypatch.setattr(garbage, "REPEATS_S", 0.0)
 
 
 @pytest_asyncio.fixture

@@ -13,7 +13,6 @@ import pytest_asyncio
 from docker_client import NET, Plugin, call, network
 from engine_host import END, Host
 
-from netplug.docker import garbage
 from netplug.docker.garbage import GarbageCollector
 from netplug.docker.own_docker import OwnDocker
 from netplug.engine.host_services import HostServices
@@ -22,16 +21,9 @@ from netplug.frontends.docker.network import docker_app
 from netplug.frontends.serving import serving
 from netplug.tasks.request import current
 
-pytestmark = pytest.mark.usefixtures("quiet")
+pytestmark = pytest.mark.usefixtures("quiet", "garbage_at_once")
 POOL = ip_network("10.1.0.0/24")
 OWN = os.getpid()
-
-
-@pytest.fixture(autouse=True)
-def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(garbage, "RETRY_S", 0.0)
-    monkeypatch.setattr(garbage, "GRACE_S", 0.0)
-    monkeypatch.setattr(garbage, "REPEATS_S", 0.0)
 
 
 @pytest_asyncio.fixture

@@ -78,7 +78,7 @@ class GarbageCollector:
         self._cause = cause
         self._request_lost.set()
 
-    async def run(self, suspects: Suspects, repair: Callable[[], Awaitable[None]]) -> None:
+    async def run(self, suspects: Suspects, repair: Callable[[], Awaitable[object]]) -> None:
         """Collect after the start, and after each event, until cancelled.
 
         `suspects`: those of the start. `repair`: compares records and kernel.
@@ -89,7 +89,7 @@ class GarbageCollector:
             group.create_task(keep("docker.restarts", lambda: self._on_restarts(repair)))
             group.create_task(keep("docker.requests", self._on_lost_requests))
 
-    async def _on_restarts(self, repair: Callable[[], Awaitable[None]]) -> None:
+    async def _on_restarts(self, repair: Callable[[], Awaitable[object]]) -> None:
         while True:
             suspects = await self._restarts.get()
             with because("docker has started anew"):

@@ -5,17 +5,15 @@ read one yet, which the client takes for a failure of its request.
 """
 
 import asyncio
-import socket
-import struct
 from typing import Any
 
 from uvicorn.protocols.http.h11_impl import RequestResponseCycle
 
+from netplug.frontends.connections import peer_of
 from netplug.frontends.patient import PatientProtocol
 
 PATIENCE_S = 1.0
 """How long the server waits at its stop for the request of a connection. Clients send it at once."""
-_CREDENTIALS = struct.Struct("=iII")
 
 
 class AnsweringProtocol(PatientProtocol):
@@ -28,10 +26,8 @@ class AnsweringProtocol(PatientProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Note which process has connected."""
         super().connection_made(transport)
-        sock = transport.get_extra_info("socket")
-        if sock is not None and sock.family == socket.AF_UNIX:
-            credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
-            self.client = "", _CREDENTIALS.unpack(credentials)[0]
+        if self.client is None:
+            self.client = "", peer_of(transport.get_extra_info("socket"))
 
     def shutdown(self) -> None:
         """Close the connection after the answer to its request; without a request, after a moment."""
