@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from ipaddress import ip_address
 
 from . import wire
-from .cache import Cache, NoCache
+from .cache import Answer, Cache, NoCache
+from .rebinding import Guard
 
 PORT = 53
 _SCOPE = re.compile(r"[!-~]{1,15}")
@@ -84,12 +85,13 @@ class Rule:
 class Rules:
     """A set of rules with its own cache, as other rules may lead to other answers.
 
-    `forward`: False forwards nothing.
+    `forward`: False forwards nothing. `guard`: refuses answers with private addresses for names without a zone's rule.
     """
 
     rules: tuple[Rule, ...] = ()
     forward: bool = True
     cache: Cache = field(default_factory=Cache, compare=False, repr=False)
+    guard: Guard | None = field(default=None, compare=False, repr=False)
 
     @classmethod
     def of(
@@ -100,6 +102,7 @@ class Rules:
         avoid: Collection[wire.IPAddress] = (),
         cache: Cache | None = None,
         also: Iterable[bytes] = (),
+        guard: Guard | None = None,
     ) -> "Rules":
         """Merge the rules of each zone, and sort them by zone, the longest first.
 
@@ -109,6 +112,7 @@ class Rules:
             avoid: our own addresses, which are removed from the servers to avoid a loop.
             cache: None: a new one.
             also: zones of special-use domain names that go to `default` too.
+            guard: see the class.
         """
         zones: dict[bytes, dict[Server, None]] = {}
         for rule in rules:
@@ -121,7 +125,7 @@ class Rules:
             for zone, servers in zones.items()
         ]
         ordered = tuple(sorted(made, key=lambda rule: (-len(rule.zone), rule.zone)))
-        return cls(ordered, cache=Cache() if cache is None else cache)
+        return cls(ordered, cache=Cache() if cache is None else cache, guard=guard)
 
     def below(
         self, nearer: Sequence[Rule], *, avoid: Collection[wire.IPAddress] = (), cache: Cache | None = None
@@ -129,7 +133,7 @@ class Rules:
         """Return these rules with those in `nearer` added or, for the same zone, replaced; with a cache of its own."""
         zones = {rule.zone for rule in nearer}
         rest = (rule for rule in self.rules if rule.zone not in zones)
-        return Rules.of((*nearer, *rest), (), avoid=avoid, cache=cache)
+        return Rules.of((*nearer, *rest), (), avoid=avoid, cache=cache, guard=self.guard)
 
     @property
     def zones(self) -> tuple[bytes, ...]:
@@ -145,10 +149,16 @@ class Rules:
                 return rule.servers
         return ()
 
+    def refuse(self, name: bytes, answer: Answer) -> bool:
+        """Tell whether an answer for a lower-case name is refused; a zone of its own is trusted."""
+        if self.guard is None or not self.guard.on or any(wire.below(name, zone) for zone in self.zones):
+            return False
+        return self.guard.refuses(name, answer)
 
-def everything(server: Server) -> Rules:
+
+def everything(server: Server, guard: Guard | None = None) -> Rules:
     """Return rules that send all queries to one server, without a cache; also those for special-use domain names."""
-    return Rules((Rule(wire.ROOT, (server,)),), cache=NoCache())
+    return Rules((Rule(wire.ROOT, (server,)),), cache=NoCache(), guard=guard)
 
 
 NO_FORWARDING = Rules(forward=False)

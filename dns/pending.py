@@ -39,6 +39,7 @@ class Counts:
         refused: questions above a client's or a network's limit.
         strange: messages that match no pending query.
         truncated: answers that were requested again over TCP.
+        blocked: answers with a private address for a public name, which were not passed on.
     """
 
     asked: int = 0
@@ -49,6 +50,7 @@ class Counts:
     refused: int = 0
     strange: int = 0
     truncated: int = 0
+    blocked: int = 0
 
 
 class Query:

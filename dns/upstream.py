@@ -254,10 +254,15 @@ class Forwarder:
                     self._preferred.pop(query.servers[0], None)
                 self.counts.answered += 1
                 self.durations.note(now - query.since)
-                query.rules.cache.put(query.key, found)
+                refused = query.rules.refuse(query.question.name, found)
+                if not refused:  # what is refused is asked again each time, so that each client is told why
+                    query.rules.cache.put(query.key, found)
                 clients = query.clients
                 self._finish(query)
                 for client in clients:
+                    if refused:
+                        client.answer(reply(client.question, why=extended_errors.REBINDING))
+                        continue
                     client.answer(relay(client.question, found.code, found.counts, found.body))
                 return
         self._lost(query, server)

@@ -72,6 +72,8 @@ class Settings(BaseModel):
     dns_upstream: tuple[str, ...] = ()
     dns_special: Literal["host", "inside"] = "host"
     """Whether special-use names below the host's search list are forwarded to the host's resolvers."""
+    dns_rebinding: Literal["allow", "refuse"] = "allow"
+    """Whether answers of resolvers may have private addresses for public names."""
     http: str = ""
     """Address and port of the page and the metrics; empty: none."""
     http_endpoint_traffic: bool = False
@@ -233,7 +235,7 @@ class Settings(BaseModel):
             raise ValueError(f"{name!r} is not a host name")
         return name
 
-    @field_validator("log_format", "log_level", "dns_special", mode="before")
+    @field_validator("log_format", "log_level", "dns_special", "dns_rebinding", mode="before")
     @classmethod
     def _lower(cls, value: object) -> object:
         return value.lower() if isinstance(value, str) else value

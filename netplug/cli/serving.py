@@ -97,6 +97,14 @@ _DnsSpecial = Annotated[
         "host's resolvers, 'inside' forwards none. [host]",
     ),
 ]
+_DnsRebinding = Annotated[
+    str | None,
+    typer.Option(
+        metavar="WHETHER",
+        help="Answers of resolvers with private addresses for public names: 'allow' or 'refuse' (DNS rebinding); a "
+        "domain with a resolver of its own may have such addresses. [allow]",
+    ),
+]
 _Http = Annotated[
     str | None,
     typer.Option(
@@ -138,6 +146,7 @@ def serve(
     dns_domain: _DnsDomain = None,
     dns_upstream: _DnsUpstream = None,
     dns_special: _DnsSpecial = None,
+    dns_rebinding: _DnsRebinding = None,
     http: _Http = None,
     http_endpoint_traffic: _HttpEndpointTraffic = None,
     socket_group: _SocketGroup = None,

@@ -193,6 +193,7 @@ class Composition:
         settings = self.host.settings
         special = settings.dns_special == "host"
         server = NameServer(self.engine, settings.dns_domain, settings.dns_rules, opener=open_filtered, special=special)
+        server.guard.on = settings.dns_rebinding == "refuse"
         self.host.resources.callback(server.close)
         if self.cluster:
             self.cluster.peering.names = server

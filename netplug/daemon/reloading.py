@@ -26,7 +26,7 @@ SOURCE = "settings"
 """The source of the condition that the settings are refused."""
 
 _LOGGING = frozenset({"log_format", "log_level"})
-_NAMES = frozenset({"dns_upstream", "dns_special"})
+_NAMES = frozenset({"dns_upstream", "dns_special", "dns_rebinding"})
 _POOLS = frozenset({"address_pool"})
 AT_RUN_TIME = _LOGGING | _NAMES | _POOLS
 """Settings that a reload changes."""
@@ -78,7 +78,8 @@ class Reloading:
         if changed & _LOGGING:
             logging.reconfigure(settings.log_format, settings.log_level)
         if changed & _NAMES:
-            parts.name_server.use_upstreams(settings.dns_rules, special=settings.dns_special == "host")
+            special, refused = settings.dns_special == "host", settings.dns_rebinding == "refuse"
+            parts.name_server.use_upstreams(settings.dns_rules, special=special, rebinding=not refused)
         if changed & _POOLS:
             prefix = await site_prefix(parts.host.store)
             parts.engine.allocator.use_spaces(spaces(prefix, settings.address_pool))

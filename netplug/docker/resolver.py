@@ -48,7 +48,7 @@ class _Serving:
     interception: Interception
     listener: Listener
     forwarder: Forwarder
-    docker_rules: Rules
+    docker_rules: tuple[Rules, Rules]
     forward: Callable[[View, Client], None]
 
     def set_view(self, view: View | None) -> None:
@@ -56,8 +56,9 @@ class _Serving:
         before = self.listener.everyone
         self.listener.admit_all(view)
         if view is not None and view is not before and view.via == HOST_RESOLVERS:
-            for client in self.forwarder.take(self.docker_rules):
-                self.forward(view, client)
+            for rules in self.docker_rules:
+                for client in self.forwarder.take(rules):
+                    self.forward(view, client)
 
     def close(self) -> None:
         self.listener.close()
@@ -212,8 +213,9 @@ class SandboxResolvers:
 
     def _serve(self, sandbox: str, sandbox_id: str, interception: Interception, view: View) -> _Serving:
         forwarder = Forwarder(opener=interception.open, slots=_SOCKETS, mixed_case=False)
-        docker_rules = everything(Server(DOCKER_RESOLVER))
-        forward = self._forward(forwarder, docker_rules)
+        dockers = Server(DOCKER_RESOLVER)
+        docker_rules = everything(dockers), everything(dockers, self._server.guard)
+        forward = self._forward(forwarder, *docker_rules)
         listener = Listener(
             interception.udp,
             interception.tcp,
@@ -225,17 +227,19 @@ class SandboxResolvers:
         self._count(listener, sandbox, view)
         return _Serving(sandbox_id, interception, listener, forwarder, docker_rules, forward)
 
-    def _forward(self, forwarder: Forwarder, docker_rules: Rules) -> Callable[[View, Client], None]:
+    def _forward(self, forwarder: Forwarder, docker_rules: Rules, outside: Rules) -> Callable[[View, Client], None]:
         """Return a function that forwards to the rules of the view if they cover the name, else to Docker's resolver.
 
-        Names of one label, and names in our networks, go to Docker's resolver: it may know them.
+        Names of one label, and names in our networks, go to Docker's resolver: it may know them. `outside`: to the
+        same, for all other names.
         """
 
         def ask(view: View, client: Client) -> None:
             name = client.question.name
-            if len(name) > name[0] + 2 and not name.endswith(view.network_zones) and view.rules.servers(name):
+            known = len(name) <= name[0] + 2 or name.endswith(view.network_zones)
+            if not known and view.rules.servers(name):
                 self._server.forwarder.ask(view.rules, client)
             else:
-                forwarder.ask(docker_rules, client)
+                forwarder.ask(docker_rules if known or self._server.trusts(name) else outside, client)
 
         return ask

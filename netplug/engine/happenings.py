@@ -40,6 +40,7 @@ class Kind(StrEnum):
     FAULT_OVER = "fault.over"
     QUARANTINE_BEGUN = "quarantine.begun"
     QUARANTINE_OVER = "quarantine.over"
+    ANSWER_BLOCKED = "answer.blocked"
     REQUEST_REFUSED = "request.refused"
     REQUEST_FAILED = "request.failed"
 
@@ -68,6 +69,7 @@ MEANING = {
     Kind.FAULT_OVER: "such a fault is over",
     Kind.QUARANTINE_BEGUN: "a record cannot be used, and is left as it is",
     Kind.QUARANTINE_OVER: "such a record can be used again, or is gone",
+    Kind.ANSWER_BLOCKED: "a resolver had a private address for a public name (`dns_rebinding`)",
     Kind.REQUEST_REFUSED: "a request that would change something was refused; it is the caller's to mend",
     Kind.REQUEST_FAILED: "a request failed because of this host or the store",
 }

@@ -6,7 +6,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 
+from netplug.dns.forward_rules import Rule
 from netplug.dns.zone import Entry, Network, Service
+from netplug.drivers import api
 from netplug.drivers.steps import IPAddress
 from netplug.engine.records import EndpointRecord, NetworkRecord
 from netplug.names.short_ids import short_id
@@ -117,3 +119,9 @@ def resolving(record: NetworkRecord, built: EndpointRecord, domain: str, search:
         return Resolving()
     own = f"{record.network.name}.{domain}".lower()
     return Resolving(servers, tuple(dict.fromkeys((own, *(() if record.network.internal else search)))))
+
+
+def rules_by(nets: Iterable[api.Network]) -> tuple[Rule, ...]:
+    """Return the forward rules in the options of networks."""
+    texts = dict.fromkeys(text for net in nets for text in net.options.dns_upstream)
+    return tuple(map(Rule.parse, texts))

@@ -25,7 +25,7 @@ from netplug.dns.sockets import Opener, open_here
 from netplug.dns.special_use import is_private
 from netplug.dns.tcp import Connections
 from netplug.dns.upstream import Forwarder
-from netplug.dns.wire import ROOT, IPAddress, to_wire
+from netplug.dns.wire import ROOT, IPAddress, below, to_wire
 from netplug.dns.zone import Entry, View, Zones
 from netplug.drivers.api import Network
 from netplug.drivers.naming import short
@@ -37,6 +37,7 @@ from netplug.engine.records import EndpointRecord, NetworkRecord
 from netplug.engine.registry import Record
 from netplug.names import dns_records
 from netplug.names.host_client import HostClient
+from netplug.names.rebinding import guard
 from netplug.names.serving import Serving
 
 log = structlog.get_logger(__name__)
@@ -67,6 +68,7 @@ class NameServer:
         since: when the host's resolvers last changed (Unix time).
         watchers: called after such a change.
         host: answers the host itself.
+        guard: refuses private addresses for public names, if it is on.
     """
 
     def __init__(
@@ -81,6 +83,7 @@ class NameServer:
     ) -> None:
         self.zones = Zones(domain)
         self.forwarder = Forwarder(opener=opener)
+        self.guard = guard(engine, self.forwarder.counts)
         self.connections = Connections()
         self.host = HostClient(self.zones, self._forward, self.connections)
         self.counts: defaultdict[str, Counts] = defaultdict(Counts)
@@ -114,9 +117,9 @@ class NameServer:
             await asyncio.sleep(CONF_CHECK_S)
             self._read_conf()
 
-    def use_upstreams(self, upstreams: Sequence[Rule], *, special: bool) -> None:
+    def use_upstreams(self, upstreams: Sequence[Rule], *, special: bool, rebinding: bool = True) -> None:
         """Take other resolvers and another rule for special-use names; see the class. Pending questions ask them."""
-        self._configured, self._special = tuple(upstreams), special
+        self._configured, self._special, self.guard.on = tuple(upstreams), special, not rebinding
         self._conf_status = self._conf_content = None
         self._read_conf()
         self.since = time.time()
@@ -308,19 +311,20 @@ class NameServer:
     def _rules_of(self, view: View) -> Rules:
         """Return the forward rules of a view. Internal networks have none: questions could carry data out."""
         nets = self._open_networks(view)
-        return self._shared_rules(self._rules, _rules_by(nets), nets) if nets else NO_FORWARDING
+        return self._shared_rules(self._rules, dns_records.rules_by(nets), nets) if nets else NO_FORWARDING
 
     def rules_of_domains(self, view: View) -> Rules:
         """Return the forward rules that networks of a view have for certain domains; other names are not forwarded."""
         nets = self._open_networks(view)
-        return self._shared_rules(NO_FORWARDING, tuple(rule for rule in _rules_by(nets) if rule.zone != ROOT), nets)
+        given = tuple(rule for rule in dns_records.rules_by(nets) if rule.zone != ROOT)
+        return self._shared_rules(NO_FORWARDING, given, nets)
 
     def _shared_rules(self, rules: Rules, given: tuple[Rule, ...], nets: Iterable[Network]) -> Rules:
         """Return the rules for clients of certain networks, shared by all views that have these.
 
         Each has its own cache, so that a client of another network cannot poison it.
         """
-        key = rules.rules, given, frozenset(net.id for net in nets)
+        key = rules.rules, given, frozenset(net.id for net in nets), self.guard.on
         found = self._of_networks.get(key)
         if found is None:
             most = max(MIN_CACHED, MAX_CACHED // max(len(self.zones.networks), 1))
@@ -342,8 +346,12 @@ class NameServer:
 
     def has_resolvers(self, view: View) -> bool:
         """Tell whether the settings, or a network of the view, name resolvers for all names."""
-        given = (*self._configured, *_rules_by(self._open_networks(view)))
+        given = (*self._configured, *dns_records.rules_by(self._open_networks(view)))
         return any(rule.zone == ROOT for rule in given)
+
+    def trusts(self, name: bytes) -> bool:
+        """Tell whether the settings name a resolver for a domain of a lower-case name."""
+        return any(below(name, zone) for zone in self._rules.zones)
 
     def _set_rules(self, view: View) -> None:
         before, view.rules = view.rules, self._rules_of(view)
@@ -383,18 +391,13 @@ class NameServer:
 
     def _use_resolvers(self, servers: Sequence[Server], search: tuple[str, ...]) -> None:
         also = [zone for zone in map(to_wire, search) if is_private(zone)]
-        self._rules = Rules.of(self._configured, servers, avoid=self._gateways(), also=also)
+        self._rules = Rules.of(self._configured, servers, avoid=self._gateways(), also=also, guard=self.guard)
         self.host.use_resolvers(servers)
         self._engine.search = search
         self._set_all_rules()
         for tell in self.watchers:
             tell()
         log.info("dns.upstreams", servers=[str(server) for server in self._rules.servers(b"\0")], search=search)
-
-
-def _rules_by(nets: Iterable[Network]) -> tuple[Rule, ...]:
-    texts = dict.fromkeys(text for net in nets for text in net.options.dns_upstream)
-    return tuple(map(Rule.parse, texts))
 
 
 def _may_ask(record: EndpointRecord) -> bool:
