@@ -48,6 +48,7 @@ _IP = (IPv4Address, IPv6Address, IPv4Interface, IPv6Interface, IPv4Network, IPv6
 _HALF = re.compile("[\ud800-\udfff]")
 """Half of a surrogate pair, which JSON can write: it has no form in UTF-8."""
 _PLAIN: Mapping[type, Any] = {str: str, int: int, bool: bool, float: float | int}
+_IN_WORDS: Mapping[type, str] = {str: "text", int: "a whole number", bool: "true or false", float: "a number"}
 _PARSERS: Mapping[type, Any] = {
     IPv4Interface: ip_interface,
     IPv6Interface: ip_interface,
@@ -106,7 +107,7 @@ def _decoder(cls: type[Any]) -> Callable[[Any], Any]:
 
     def read(data: Any) -> Any:
         if not isinstance(data, dict):
-            raise ValueError(f"{cls.__name__} is stored as an object, not as {type(data).__name__}")
+            raise ValueError(f"{str(data)[:80]!r} is not an object, as {cls.__name__} is")
         if unknown := data.keys() - readers.keys():
             raise ValueError(f"{cls.__name__} has no field {min(unknown)!r}")
         if not needed <= data.keys():
@@ -183,7 +184,7 @@ def _address(parse: Callable[[str], Any], data: Json) -> Any:
 
 def _plain(kind: Any, data: Json) -> Any:
     if kind in _PLAIN and not isinstance(data, _PLAIN[kind]):
-        raise ValueError(f"{str(data)[:80]!r} is not of type {kind.__name__}")
+        raise ValueError(f"{str(data)[:80]!r} is not {_IN_WORDS[kind]}")
     if isinstance(data, str) and not data.isascii() and _HALF.search(data):
         raise ValueError(f"{data[:80]!r} is not text")
     return data
@@ -194,7 +195,7 @@ def _tuple_reader(kinds: tuple[Any, ...]) -> Callable[[Any], Any]:
 
     def read(data: Json) -> tuple[Any, ...]:
         if not isinstance(data, list):
-            raise ValueError(f"{data!r} is not a list")
+            raise ValueError(f"{str(data)[:80]!r} is not a list")
         if Ellipsis in kinds:
             return tuple(map(readers[0], data))
         return tuple(reader(item) for reader, item in zip(readers, data, strict=True))

@@ -50,3 +50,25 @@ def test_faults_are_counted_by_source_and_a_source_stays() -> None:
     conditions.report("task dns", ())
     conditions.report("task look", ())
     assert conditions.counts() == {"task": 0}
+
+
+class _Counted(str):
+    """Counts how often it is compared."""
+
+    __slots__ = ()
+    __hash__ = str.__hash__
+    compared = 0
+
+    def __eq__(self, other: object) -> bool:
+        _Counted.compared += 1
+        return str.__eq__(self, other)
+
+
+@pytest.mark.usefixtures("quiet")
+def test_one_more_of_a_thousand_faults_is_found_without_comparing_each_with_each() -> None:
+    """A member that writes thousands of bad records kept the loop of all others busy for seconds."""
+    conditions, many = Conditions(), 1000
+    for more in range(3):
+        conditions.report("hosts", [Difference("store", _Counted(it), "is bad") for it in range(many + more)])
+    assert len(conditions.all()) == many + 2
+    assert _Counted.compared < 20 * many

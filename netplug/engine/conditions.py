@@ -37,12 +37,13 @@ class Conditions:
 
     def __init__(self, happenings: Happenings | None = None) -> None:
         self._happenings = happenings or Happenings()
-        self._found: dict[str, tuple[Difference, ...]] = {}
+        self._found: dict[str, dict[Difference, None]] = {}
         self._sources: set[str] = set()
 
     def report(self, source: str, found: Iterable[Difference]) -> None:
         """Take all faults that `source` sees, in place of what it reported before."""
-        before, now = self._found.get(source, ()), tuple(dict.fromkeys(found))
+        # Keys of dictionaries, not tuples: a mad member of the cluster causes thousands, and one more with each record.
+        before, now = self._found.get(source, {}), dict.fromkeys(found)
         if now:
             self._found[source] = now
             self._sources.add(_word(source))
