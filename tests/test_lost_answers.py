@@ -68,6 +68,24 @@ async def test_what_was_deleted_is_made_anew(delete: str) -> None:
     await host.close()
 
 
+async def test_refusal_names_the_command_for_a_network_that_docker_does_not_know() -> None:
+    host = await set_up(FakeKernel(), (docker_network,))
+    (lost,) = host.engine.registry.networks()
+    name = lost.network.name
+    words = f"choose another --subnet, or docker network rm {name}, or if not found netplug network rm {name}"
+    with pytest.raises(NetplugError, match="overlaps") as caught:
+        await host.docker_network("b2" * 32)
+    assert caught.value.hint == words
+    await host.engine.networks.delete_for_user(name, _docker_does_not)
+    await host.docker_network("b2" * 32)
+    await host.close()
+
+
+async def _docker_does_not(network_id: str) -> bool:
+    """Docker does not know the network."""
+    return False
+
+
 async def _nobody_knows(network_id: str) -> None:
     """Docker does not run."""
 

@@ -225,11 +225,14 @@ class Networks:
         await self._base_plan.trim(self._registry.all_networks())
 
     def _removal(self, ident: str) -> str:
-        """Return the command that removes a network, by its id; empty for a network that is being created."""
+        """Return the command or commands that remove a network, by its id; empty while it is being created."""
         record = self._registry.find_network(ident)
         if record is None:
             return ""
-        return f"{'docker' if record.front_end is FrontEnd.DOCKER else 'netplug'} network rm {record.network.name}"
+        name = record.network.name
+        # Docker may never have heard of it. It cannot be asked here: it holds locks while it waits for our answer.
+        ours = f"netplug network rm {name}"
+        return ours if record.front_end is not FrontEnd.DOCKER else f"docker network rm {name}, or if not found {ours}"
 
     def _refuse_delete(self, record: NetworkRecord, by: FrontEnd) -> None:
         name = record.network.name
