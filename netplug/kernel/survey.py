@@ -11,7 +11,7 @@ from netplug.kernel.links.source_routes import Rule, rules
 from netplug.kernel.netlink import rtnl
 from netplug.kernel.netlink.connection import Netlink
 from netplug.kernel.netlink.rtnl import Link, LinkAddress, LinkRoute
-from netplug.kernel.sandbox.netns import Sandboxes
+from netplug.kernel.sandbox.netns import Sandboxes, run_here
 
 _T = TypeVar("_T")
 
@@ -64,7 +64,7 @@ class Survey:
         """Look at the host's namespace, and at these sandboxes. Blocks: 60 µs a link."""
         self._nl = nl
         ruled = {(step.netns, step.netns_id) for step in self.of(SourceRoute)}
-        with Sandboxes() as sandboxes:
+        with Sandboxes(run_here) as sandboxes:
             for netns in namespaces:
                 try:
                     self._views[netns] = _view(sandboxes.get(*netns)[1], table=0, ruled=netns in ruled)

@@ -74,7 +74,7 @@ def ensure_bridge(nl: Netlink, step: Bridge) -> Outcome:
         with deleted_on_failure(nl, step):
             nl.request(*altname(step.name), NEW)
             nl.request(RTM_NEWLINK, mtu + router_advertisements.ipv4_attributes(router_advertisements.NO_ROUTERS))
-            router_advertisements.write_ipv6(step.name, router_advertisements.NO_ROUTERS)
+            router_advertisements.write_ipv6(nl, step.name, router_advertisements.NO_ROUTERS)
             addresses.add_link_local(nl, rtnl.index(nl, step.name) or 0, addresses.link_local_of(step.mac))
         return Outcome.CREATED
     found = rtnl.link(nl, step.name)
@@ -124,14 +124,14 @@ def _set_up(nl: Netlink, step: Veth, inside: Netlink) -> None:
         RTM_NEWLINK,
         by_name(step.name) + router_advertisements.ipv4_attributes(settings) + (port_info(flags) if flags else b""),
     )
-    router_advertisements.write_ipv6(step.name, settings)
+    router_advertisements.write_ipv6(nl, step.name, settings)
     if step.pinned:
         neighbours.add_static(nl, rtnl.index(nl, step.name) or 0, step.peer_mac)
     try:
         inside.request(*altname(step.peer), NEW)
         if step.netns:
             if not step.slaac:
-                router_advertisements.write_in_sandbox(step.peer, inside.ipv6_conf)
+                router_advertisements.write_in_sandbox(inside, step.peer)
             # Not in the first message: the kernel refuses with ENOTCONN to create a pair whose peer is up.
             inside.request(RTM_NEWLINK, by_name(step.peer, IFF_UP))
     except NetlinkError as error:

@@ -66,9 +66,9 @@ def adjust(
 def _write_settings(nl: Netlink, found: Link, item: Difference) -> None:
     """Repair what needs a sysctl or an FDB entry instead of a link message."""
     if item.settings:
-        router_advertisements.write_ipv6(found.name, item.settings)
+        router_advertisements.write_ipv6(nl, found.name, item.settings)
     if item.in_sandbox:
-        router_advertisements.write_in_sandbox(found.name, nl.ipv6_conf)
+        router_advertisements.write_in_sandbox(nl, found.name)
     if item.add_static:
         neighbours.add_static(nl, found.index, item.add_static)
     if item.remove_static:

@@ -53,9 +53,9 @@ def ensure_macvlan(nl: Netlink, step: Macvlan, sandbox: Sandbox) -> Outcome:
     with deleted_on_failure(inside, step, name):
         inside.request(*altname(step.name, name), NEW)
         if step.up:
-            router_advertisements.write_ipv6(name, router_advertisements.NO_ROUTERS)
+            router_advertisements.write_ipv6(inside, name, router_advertisements.NO_ROUTERS)
         if step.netns and not step.slaac:
-            router_advertisements.write_in_sandbox(name, inside.ipv6_conf)
+            router_advertisements.write_in_sandbox(inside, name)
         if step.netns or step.up:
             ipv4 = router_advertisements.ipv4_attributes(router_advertisements.NO_ROUTERS) if step.up else b""
             inside.request(RTM_NEWLINK, by_name(name, IFF_UP) + ipv4)

@@ -7,9 +7,10 @@ namespace of the calling thread.
 
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 
 from netplug.kernel.netlink import rtnl
-from netplug.kernel.netlink.connection import nest, u32
+from netplug.kernel.netlink.connection import IPV6_CONF, Netlink, nest, u32
 
 NO_ROUTERS = {
     "ipv6": {"accept_ra": "0", "accept_redirects": "0", "accept_dad": "0"},
@@ -34,22 +35,11 @@ IN_SANDBOX = {"ipv6": {"accept_ra": "0", "autoconf": "0"}}
 Settings = Mapping[str, Mapping[str, str]]
 
 
-def open_ipv6_conf() -> int | None:
-    """Open the IPv6 settings of this thread's namespace, and return a descriptor that any thread can use."""
-    try:
-        return os.open("/proc/sys/net/ipv6/conf", os.O_PATH | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return None
-
-
-def write_in_sandbox(link: str, sandbox: int | None) -> None:
-    """Disable router advertisements on a link in a sandbox. `sandbox`: descriptor from `open_ipv6_conf`."""
-    for name, value in IN_SANDBOX["ipv6"].items() if sandbox is not None else ():
-        fd = os.open(f"{link}/{name}", os.O_WRONLY | os.O_CLOEXEC, dir_fd=sandbox)
-        try:
-            os.write(fd, value.encode())
-        finally:
-            os.close(fd)
+def write_in_sandbox(nl: Netlink, link: str) -> None:
+    """Disable router advertisements on a link in a sandbox. `nl`: its socket."""
+    if (conf := nl.ipv6_conf()) is not None:
+        for name, value in IN_SANDBOX["ipv6"].items():
+            _write(conf, link, name, value)
 
 
 def ipv4_attributes(settings: Settings) -> bytes:
@@ -59,15 +49,22 @@ def ipv4_attributes(settings: Settings) -> bytes:
     return nest(rtnl.IFLA_AF_SPEC, nest(rtnl.AF_INET, conf))
 
 
-def write_ipv6(link: str, settings: Settings) -> None:
+def write_ipv6(nl: Netlink, link: str, settings: Settings) -> None:
     """Write the IPv6 part of settings of a link. Settings that the kernel does not have are skipped."""
-    for name, value in settings.get("ipv6", {}).items():
-        # os.open() instead of `Path`: every attach comes here.
-        try:
-            fd = os.open(f"/proc/sys/net/ipv6/conf/{link}/{name}", os.O_WRONLY | os.O_CLOEXEC)
-        except FileNotFoundError:
-            continue
-        try:
-            os.write(fd, value.encode())
-        finally:
-            os.close(fd)
+    if (conf := nl.ipv6_conf()) is not None:
+        for name, value in settings.get("ipv6", {}).items():
+            with suppress(FileNotFoundError):
+                _write(conf, link, name, value)
+
+
+def _write(conf: int, link: str, name: str, value: str) -> None:
+    # os.open() instead of `Path`: every attach comes here.
+    try:
+        fd = os.open(f"{link}/{name}", os.O_WRONLY | os.O_CLOEXEC, dir_fd=conf)
+    except OSError as error:
+        error.filename = f"{IPV6_CONF}/{link}/{name}"
+        raise
+    try:
+        os.write(fd, value.encode())
+    finally:
+        os.close(fd)

@@ -123,7 +123,7 @@ def ensure_ifb(nl: Netlink, step: Ifb) -> Outcome:
     else:
         with deleted_on_failure(nl, step):
             nl.request(*altname(step.name), NEW)
-            router_advertisements.write_ipv6(step.name, router_advertisements.AS_PORT)
+            router_advertisements.write_ipv6(nl, step.name, router_advertisements.AS_PORT)
             nl.request(
                 RTM_NEWLINK,
                 by_name(step.name, IFF_UP) + router_advertisements.ipv4_attributes(router_advertisements.AS_PORT),

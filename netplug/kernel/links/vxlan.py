@@ -47,7 +47,7 @@ def ensure(nl: Netlink, step: Vxlan, group: int) -> Outcome:
     with deleted_on_failure(nl, step):
         nl.request(*altname(step.name), NEW)
         # Before it is up, so that the kernel adds no address.
-        router_advertisements.write_ipv6(step.name, router_advertisements.AS_PORT)
+        router_advertisements.write_ipv6(nl, step.name, router_advertisements.AS_PORT)
         try:
             ipv4 = router_advertisements.ipv4_attributes(router_advertisements.AS_PORT)
             nl.request(RTM_NEWLINK, by_name(step.name, IFF_UP) + ipv4 + port_info(flags))

@@ -12,9 +12,12 @@ import os
 import socket
 import struct
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
 from typing import Self
+
+IPV6_CONF = "/proc/sys/net/ipv6/conf"
+"""IPv6 settings of links, of the network namespace of the thread that opens it."""
 
 NETLINK_ROUTE = 0
 NETLINK_NETFILTER = 12
@@ -151,10 +154,17 @@ def string(value: bytes | None) -> str:
     return "" if value is None else value.split(b"\0", 1)[0].decode(errors="replace")
 
 
+def _open_ipv6_conf() -> int | None:
+    try:
+        return os.open(IPV6_CONF, os.O_PATH | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return None
+
+
 class Netlink:
     """A netlink socket in the namespace of the thread that opened it. Thread-safe.
 
-    `ipv6_conf`: descriptor of the namespace's IPv6 settings, see `router_advertisements`; closed with the socket.
+    `open_ipv6_conf`: opens the namespace's IPv6 settings; the default does so for a socket of the caller's namespace.
 
     Args:
         sock: a socket of family AF_NETLINK, owned by this object from now on.
@@ -162,7 +172,8 @@ class Netlink:
 
     def __init__(self, sock: socket.socket) -> None:
         self.sock = sock
-        self.ipv6_conf: int | None = None
+        self.open_ipv6_conf: Callable[[], int | None] = _open_ipv6_conf
+        self._ipv6_conf: int | None = None
         self._room = _ROOM
         self._seq = 0
         self._lock = threading.Lock()
@@ -264,9 +275,25 @@ class Netlink:
     def close(self) -> None:
         """Close the socket."""
         self.sock.close()
-        if self.ipv6_conf is not None:
-            os.close(self.ipv6_conf)
-            self.ipv6_conf = None
+        self.forget_ipv6_conf()
+
+    def forget_ipv6_conf(self) -> None:
+        """Close the folder of IPv6 settings, which is opened anew when it is needed."""
+        with self._lock:
+            conf, self._ipv6_conf = self._ipv6_conf, None
+        if conf is not None:
+            os.close(conf)
+
+    def ipv6_conf(self) -> int | None:
+        """Return a descriptor of the folder of IPv6 settings of links; None without IPv6. Closed with the socket.
+
+        Opened when it is first needed, and kept: the path to it has as many entries of equal names in the kernel's
+        cache as there are namespaces in which it was opened (fs/proc/proc_sysctl.c, proc_sys_compare).
+        """
+        with self._lock:
+            if self._ipv6_conf is None:
+                self._ipv6_conf = self.open_ipv6_conf()
+            return self._ipv6_conf
 
     def _send(self, kind: int, flags: int, payload: bytes) -> int:
         self._seq += 1

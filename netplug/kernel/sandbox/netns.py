@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeAlias, TypeVar
@@ -22,7 +22,6 @@ from typing import Any, Self, TypeAlias, TypeVar
 import structlog
 
 from netplug.kernel import libc
-from netplug.kernel.links import router_advertisements
 from netplug.kernel.netlink.connection import NETLINK_ROUTE, Netlink
 from netplug.kernel.threads import in_new_thread
 
@@ -133,14 +132,9 @@ def _return(own: int) -> None:
 
 
 def netlink_in(fd: int, protocol: int = NETLINK_ROUTE, enter: Enter = run_in) -> Netlink:
-    """Return a netlink socket in the namespace."""
-
-    def opened() -> Netlink:
-        netlink = Netlink.open(protocol)
-        netlink.ipv6_conf = router_advertisements.open_ipv6_conf()
-        return netlink
-
-    netlink: Netlink = enter(fd, opened)
+    """Return a netlink socket in the namespace, whose descriptor stays open as long as the socket is used."""
+    netlink: Netlink = enter(fd, lambda: Netlink.open(protocol))
+    netlink.open_ipv6_conf = partial(enter, fd, netlink.open_ipv6_conf)
     return netlink
 
 
