@@ -132,16 +132,19 @@ static struct buffer ask(const char *run_dir, const struct buffer *request)
 /* Print a reply and return its exit code; -1 when it is not whole. */
 static int hand_on(const struct buffer *reply)
 {
-    int code, head = 0;
-    size_t length;
-    if (!reply->size || sscanf(reply->data, "%3d %zu%n", &code, &length, &head) != 2 || reply->data[head++] != '\n' ||
-        length > reply->size - head)
+    char code[4], digits[11]; /* no sign, no other space: as shim.py reads them */
+    int head = 0;
+    if (!reply->size || sscanf(reply->data, "%3[0-9]%*1[ ]%10[0-9]%n", code, digits, &head) != 2 ||
+        reply->data[head++] != '\n')
+        return -1;
+    size_t length = strtoul(digits, NULL, 10);
+    if (length > reply->size - head)
         return -1;
     const char *out = reply->data + head, *err = out + length;
     if (write_all(1, out, length))
         return EXIT_FAILURE;
     write_all(2, err, reply->data + reply->size - err);
-    return code;
+    return atoi(code);
 }
 
 /* Become a netplug that does the work itself; return the exit code when that fails. */

@@ -98,8 +98,10 @@ def ask(path: str, request: bytes) -> bytes:
 def whole(reply: bytes) -> bool:
     """Tell whether a reply has all that it says to have."""
     head, _, rest = reply.partition(b"\n")
-    words = head.split()
-    return len(words) == 2 and words[0].isdigit() and words[1].isdigit() and int(words[1]) <= len(rest)
+    code, _, length = head.partition(b" ")
+    if not code.isdigit() or len(code) > 3 or not length.isdigit() or len(length) > 10:
+        return False
+    return int(length) <= len(rest)
 
 
 def alone(engine: str, run_dir: str, name: str, given: bytes) -> int:
