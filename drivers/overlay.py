@@ -18,7 +18,7 @@ from .errors import DriverError, Kind
 from .naming import eui64, host_side, mac_of_host_side, mac_of_id, vxlan_name
 from .options import AnyOption, NetworkOptions
 from .plan import Plan
-from .steps import IPAddress, Step
+from .steps import IPAddress, IPNetwork, Step
 from .tunnel import NO_MAC, Fdb, Neighbour, Vxlan
 
 OVERHEAD = {4: 50, 6: 70}
@@ -107,7 +107,8 @@ class OverlayDriver(BridgeDriver):
             raise _bad(peer, f"MAC {peer.mac!r} is not valid for an endpoint")
         gateways = {subnet.gateway.ip for subnet in net.subnets if subnet.gateway}
         for address in peer.addresses:
-            if address in gateways or not any(address in subnet.pool for subnet in net.subnets):
+            pools = [subnet.pool for subnet in net.subnets if address in subnet.pool]
+            if address in gateways or not pools or any(_reserved(address, pool) for pool in pools):
                 raise _bad(peer, f"address {address} is not valid for an endpoint of network {net.name!r}")
 
     def peers(self, net: Network, peers: Sequence[Peer]) -> Plan:
@@ -175,3 +176,8 @@ def _check_mtu(net: Network, host: HostFacts) -> None:
 
 def _bad(peer: Peer, what: str) -> DriverError:
     return DriverError(Kind.INVALID, f"peer {peer.endpoint[:12]!r}: {what}")
+
+
+def _reserved(address: IPAddress, pool: IPNetwork) -> bool:
+    """Whether an address is the network or broadcast address of an IPv4 subnet; a /31 has none (RFC 3021)."""
+    return pool.version == 4 and pool.prefixlen <= 30 and address in {pool.network_address, pool.broadcast_address}

@@ -123,6 +123,23 @@ def test_tunnels_end_at_no_other_hosts_address(etcd: Member, one: Living, pair: 
     assert not any("10.224.0.99" in it for it in reached(one))
 
 
+def test_a_host_keeps_its_vtep_whatever_time_another_says(etcd: Member, one: Living, pair: tuple[Living, str]) -> None:
+    two, key = pair
+    there = address_of(attach(two))
+    reaches(one, f"{there} at 192.0.2.2")
+    claim(etcd, f"{key}e1", "10.224.0.99")
+    etcd.write(f"{key}e1", {"mac": "02:00:00:00:00:01", "addresses": ["10.224.0.99"], "names": []})
+    reaches(one, f"{there} at 192.0.2.2", f"10.224.0.99 at {BAD}")
+    etcd.write("cluster/alive/bad", {"epoch": 1})
+    etcd.write("cluster/hosts/bad", {"name": "bad", "vtep": "192.0.2.2", "epoch": 1, "since": 0})
+    until(lambda: "VTEP 192.0.2.2" in refused(one), "it is said")
+    reaches(one, f"{there} at 192.0.2.2")
+    for host in (one, two):
+        notes = {it["name"]: it["notes"] for it in host.client.get("hosts")["hosts"]}
+        assert "belongs to host host-2" in str(notes["bad"])
+        assert "VTEP" not in str(notes["host-2"])
+
+
 @pytest.mark.parametrize(
     ("mac", "address"),
     [
@@ -131,6 +148,8 @@ def test_tunnels_end_at_no_other_hosts_address(etcd: Member, one: Living, pair: 
         ("02:00:00:00:00:01", "127.0.0.1"),
         ("02:00:00:00:00:01", "224.0.0.1"),
         ("02:00:00:00:00:01", "10.224.0.1"),
+        ("02:00:00:00:00:01", "10.224.0.0"),
+        ("02:00:00:00:00:01", "10.224.0.255"),
         ("ff:ff:ff:ff:ff:ff", "10.224.0.99"),
         ("01:00:5e:00:00:01", "10.224.0.99"),
         ("00:00:00:00:00:00", "10.224.0.99"),

@@ -91,7 +91,7 @@ class Cluster:
         self._recovery = Recovery(
             engine, local, guard, self.view, self.membership, self.mirroring, leases, self._adverts.of
         )
-        self._hosts = Hosts(store, self.networks, catalogue, me)
+        self._hosts = Hosts(store, self.networks, catalogue, me, self.view.hosts())
         self.leases = leases
         self._underlay = underlay
         underlay.on_move, underlay.on_notes = self._on_vtep_moved, self._on_notes

@@ -65,10 +65,13 @@ class Host:
 
 
 class Hosts:
-    """Lists the hosts in the store, and removes dead ones."""
+    """Lists the hosts in the store, and removes dead ones. `seen`: see `View.hosts`; it knows since when."""
 
-    def __init__(self, store: Store, networks: Definitions, catalogue: Catalogue, me: str) -> None:
+    def __init__(
+        self, store: Store, networks: Definitions, catalogue: Catalogue, me: str, seen: Mapping[str, HostRecord]
+    ) -> None:
         self._store = store
+        self._seen = seen
         self._catalogue = catalogue
         self._networks = networks
         self._me = me
@@ -84,7 +87,8 @@ class Hosts:
         advertised = [_owner(record) for record in await self._range(ENDPOINTS)]
         leased = [_holder(record) for record in await self._range(LEASES)]
         read = {ident: known for ident, record in records.items() if (known := _read(record))}
-        first = duplicate_vteps(read, alive)
+        seen = {ident: it for ident, it in self._seen.items() if ident in read and it.vtep == read[ident].vtep}
+        first = duplicate_vteps(read | seen, alive)
         twins = await self._range(TWINS)
         followed = {record.key.removeprefix(FOLLOWED): record for record in await self._range(FOLLOWED)}
         definitions = await self._catalogue.all()

@@ -29,6 +29,7 @@ from netplug.cluster.records import (
     parse,
     parts_of,
 )
+from netplug.cluster.vtep_claims import VtepClaims
 from netplug.drivers.api import Peer
 from netplug.store.api import Compacted, Event, Record, StoreError, Unreachable
 from netplug.store.restore_guard import RestoreGuard
@@ -71,6 +72,7 @@ class View:
         self._endpoints: defaultdict[str, dict[tuple[str, str], EndpointAdvert]] = defaultdict(dict)
         self.stopped: set[str] = set()
         self._alive: set[str] = set()
+        self._claims = VtepClaims()
         self._copies: defaultdict[str, dict[str, str]] = defaultdict(dict)
         self._duplicate_vteps: dict[str, str] = {}
         self._revisions: dict[str, int] = {}
@@ -241,7 +243,7 @@ class View:
             self.changed.set()
         elif key.startswith(HOSTS):
             ident, before = key.removeprefix(HOSTS), self._hosts.get(key.removeprefix(HOSTS))
-            self._set(self._hosts, ident, record and parse(HostRecord, record))
+            self._set(self._hosts, ident, record and self._host(ident, record))
             now = self._hosts.get(ident)
             if (before and before.vtep) != (now and now.vtep):
                 self._touch_networks_of(ident)
@@ -261,6 +263,10 @@ class View:
             self.changed.set()
         elif key.startswith(ENDPOINTS) and record:
             raise StoreError("ids in the key are ill-formed")
+
+    def _host(self, ident: str, record: Record) -> HostRecord:
+        # Those of the first snapshot may have been there for long.
+        return self._claims.bounded(ident, parse(HostRecord, record), record.revision if self.synced.is_set() else 0)
 
     def _apply_presence(self, key: str, *, there: bool) -> None:
         prefix, known = (ALIVE, self._alive) if key.startswith(ALIVE) else (STOPPED, self.stopped)
