@@ -9,7 +9,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from .cluster import Member, cluster
 from .cni import BIN_DIR, PYNET, Runtime, own_ipam
@@ -93,6 +93,13 @@ class Scene:
             assert time.monotonic() < ends, f"roads are wrong: {wrong}; {self.member.differences()}"
         wait_until(lambda: not self.member.differences(), timeout_s, "no differences")
         return state(self.member.host)
+
+    def prepare(self, it: Injection, timeout_s: float = SETTLE_S) -> Injection:
+        """Bring about what has to be so before an injection, for good; return the injection without it."""
+        if it.first:
+            self.shell.run(it.first)
+        self.all_well(timeout_s)
+        return replace(it, first="", after="")
 
     def inject(self, it: Injection, turn: int, timeout_s: float = SETTLE_S) -> "Healed":
         """Do it to the network whose turn it is, and wait until traffic passes again, and all objects are as before.
