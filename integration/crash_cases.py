@@ -341,7 +341,7 @@ def netavark_cases(driver: str) -> list[Case]:
 # Starts and healing
 
 DAMAGE = """
-nft flush ruleset; iptables -F; ip link del $(ls /sys/class/net | grep -m1 ^np-) || true
+nft flush ruleset; iptables -F; ip link del $(ls /sys/class/net | grep -m1 '^np[-m]') || true
 echo 0 >/proc/sys/net/ipv4/ip_forward
 """
 
@@ -396,6 +396,31 @@ def pod(command: str) -> Request:
     return lambda scene: scene.executable(words | {"CNI_PATH": "/run/cni-bin"}, config)
 
 
+OWN_END = (
+    plugin(
+        "CreateEndpoint",
+        REF | {"Interface": {"Address": "10.80.0.9/24", "AddressIPv6": "fd00:80::9/64"}, "Options": {}},
+    ),
+)
+
+
+def docker_in_cluster() -> tuple[Requests, Requests, Requests]:
+    """What Docker asks for before it creates a network that the cluster has, the creation, and the deletion."""
+    gateway = {"RequestAddressType": "com.docker.network.gateway"}
+    pools: list[Request] = []
+    data: list[list[dict[str, str]]] = []
+    for subnet in SUBNETS["bridge"]:
+        space, v6 = {"AddressSpace": "netplug-local", "Pool": subnet}, ":" in subnet
+        pools += [
+            ipam("RequestPool", space | {"SubPool": "", "V6": v6, "Options": {"name": "blue"}}),
+            ipam("RequestAddress", {"PoolID": f"global/{subnet}", "Address": "", "Options": gateway}),
+        ]
+        data.append([space | {"Gateway": _at(subnet, 1)}])
+    options = {GENERIC: {"mode": "overlay", "name": "blue"}}
+    body = {"NetworkID": NET, "Options": options, "IPv4Data": data[0], "IPv6Data": data[1]}
+    return tuple(pools), (plugin("CreateNetwork", body),), (DELETE_NETWORK,)
+
+
 def cluster_cases() -> list[Case]:
     network = (api("POST", "networks", already="exists", **BLUE), FOLLOWED)
     back = (api("DELETE", "networks", "blue", already="no network"), FOLLOWED)
@@ -410,6 +435,7 @@ def cluster_cases() -> list[Case]:
         api("POST", "unpublish", already="has not published", endpoint="blue/web", ports=MORE_PORTS),
     )
     plugged = (*network, attach("bridge"))
+    pools, dockers, removed = docker_in_cluster()
     leave: Request = lambda scene: _clustered(scene).leave()  # noqa: E731
     dies: Request = lambda scene: _clustered(scene).third_dies()  # noqa: E731
     forget: Request = lambda scene: _clustered(scene).forget_third()  # noqa: E731
@@ -420,6 +446,9 @@ def cluster_cases() -> list[Case]:
         ("network update --subnet-add, --subnet-rm", more[:1], more[1:], plugged),
         ("publish, unpublish", ports[:1], ports[1:], plugged),
         ("CNI ADD, DEL", (pod("ADD"),), (pod("DEL"),), network),
+        ("Docker CreateNetwork, DeleteNetwork", dockers, removed, (*network, *pools)),
+        ("Docker CreateEndpoint, DeleteEndpoint", OWN_END, (DELETE_ENDPOINT,), (*network, *pools, *dockers)),
+        ("Docker Join, Leave", (join, plug_in, READY), (LEAVE, pull_out), (*network, *pools, *dockers, *OWN_END)),
         ("repair", (heal,), (), plugged),
         ("start over damage", (broken_start,), (), plugged),
     ]
@@ -435,5 +464,5 @@ def cases() -> list[Case]:
         makers: tuple[Callable[[str], list[Case]], ...] = (docker_cases, command_cases, cni_cases, netavark_cases)
         found += [case for make in makers for case in make(driver)]
         found += start_cases(driver) if driver != "none" else []
-    found += cluster_cases() + own_pool_cases() + alone_cases("bridge") + alone_cases("macvlan")
+    found += cluster_cases() + own_pool_cases() + [case for driver in OPTIONS for case in alone_cases(driver)]
     return found

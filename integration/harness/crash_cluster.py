@@ -7,7 +7,7 @@ import shutil
 from contextlib import ExitStack, suppress
 
 from .cluster import Cluster, Member
-from .crash_scene import Scene
+from .crash_scene import NO_DOCKER, Scene
 from .host import CommandError, Host
 from .snapshot import Snapshot, snapshot
 from .wait import wait_until
@@ -31,7 +31,7 @@ class ClusterScene(Scene):
         self._third: Member | None = None
         super().__init__(
             host,
-            *("--store", self._cluster.etcd.url, "--docker-host", "none"),
+            *("--store", self._cluster.etcd.url, *NO_DOCKER),
             *("--vtep", self._wire.left, "--host-name", host.name),
         )
 

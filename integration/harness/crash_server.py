@@ -43,8 +43,9 @@ def main(address: str, control: str) -> None:
         __import__(name)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
-        listener.bind(address)
+        listener.bind(f"{address}.new")
         listener.listen()
+        Path(f"{address}.new").rename(address)  # who sees it can connect
         while True:
             connection, _ = listener.accept()
             with connection:
