@@ -321,6 +321,27 @@ class TestLinuxKernel(LinuxHost, KernelSuite):
         await kernel.settle()
         assert VETH.peer in run("ip", "-o", "link")
 
+    @pytest.mark.parametrize("moved", [False, True])
+    async def test_neighbour_that_was_asked_for_while_its_link_was_down_is_asked_for_again(
+        self, kernel: LinuxKernel, around: LinuxSurroundings, *, moved: bool
+    ) -> None:
+        """The kernel of the sandbox would repeat the request when a second is over."""
+        netns = around.sandbox()
+        inside = ("ip", "netns", "exec", Path(netns).name)
+        veth = replace(VETH, netns=None if moved else netns, peer=VETH.peer if moved else "eth0")
+        await kernel.ensure((BRIDGE, veth))
+        if moved:
+            run("ip", "link", "set", VETH.peer, "netns", Path(netns).name, "name", "eth0")
+            veth = replace(veth, moved=netns)
+        run(*inside, "ip", "address", "add", "10.9.0.2/24", "dev", "eth0")
+        run(*inside, "ip", "link", "set", "eth0", "up")
+        run(*inside, "sysctl", "-qw", "net.ipv4.neigh.eth0.retrans_time_ms=60000")
+        run("ip", "link", "set", veth.name, "down")
+        run(*inside, "bash", "-c", "echo > /dev/udp/10.9.0.7/9")
+        assert "10.9.0.7 dev eth0 INCOMPLETE" in run(*inside, "ip", "neigh")
+        assert await kernel.ensure((veth,)) == [Outcome.ADJUSTED]
+        assert run(*inside, "ip", "-4", "neigh") == ""
+
     async def test_port_of_a_bridge_that_was_deleted_comes_back(self, kernel: LinuxKernel) -> None:
         await kernel.ensure((BRIDGE, VETH))
         run("ip", "link", "del", BRIDGE.name)

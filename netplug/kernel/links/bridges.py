@@ -291,7 +291,8 @@ def _existing_veth(nl: Netlink, step: Veth, master: int, inside: Netlink, sandbo
     if found.being_deleted:
         raise LinkBusyError
     peer = peer_of(step, found, inside)
-    if peer is None and step.moved and found.mtu != step.mtu and (there := _moved(step, sandbox)):
+    changes = not found.up or found.mtu != step.mtu
+    if peer is None and step.moved and changes and (there := _moved(step, sandbox)):
         inside, peer = there
     static_macs = neighbours.static_macs(nl, found.index) if found.master else ()
     differences = veth_differences(step, found, master, peer, static_macs)
@@ -303,6 +304,9 @@ def _existing_veth(nl: Netlink, step: Veth, master: int, inside: Netlink, sandbo
     outcome = adjust(nl, found, differences, step)
     if peer and inner and not inside_first:
         adjust(inside, peer, inner)
+    if peer and not found.up:
+        # The other end had no carrier: its kernel forgot its neighbours, and asked for them in vain.
+        neighbours.forget_unanswered(inside, peer.index)
     return Outcome.ADJUSTED if inner else outcome
 
 

@@ -36,7 +36,7 @@ from netplug.kernel.netlink.rtnl import AF_BRIDGE, PROTOCOL, Link, packed_mac
 _NEW, _DELETE, _GET = 28, 29, 30
 _NDMSG = struct.Struct("=BxxxiHBB")
 _DST, _LLADDR, _IFINDEX, _MASTER, _PROTOCOL = 1, 2, 8, 9, 12
-_REACHABLE, _STALE, _NOARP, _PERMANENT = 0x02, 0x04, 0x40, 0x80
+_INCOMPLETE, _REACHABLE, _STALE, _FAILED, _NOARP, _PERMANENT = 0x01, 0x02, 0x04, 0x20, 0x40, 0x80
 _BY_SELF, _BY_MASTER, _EXTERN_LEARN, _STICKY = 0x02, 0x04, 0x10, 0x40
 _STATIC = _NOARP | _REACHABLE
 _FAMILIES = {4: 2, 6: 10}
@@ -140,6 +140,18 @@ def update(nl: Netlink, link: int, address: IPAddress, mac: str) -> None:
         return
     entry = _NDMSG.pack(*head, _STALE, 0, 0) + attr(_DST, address.packed) + attr(_LLADDR, packed_mac(mac))
     nl.request(_NEW, entry, NLM_F_CREATE | NLM_F_REPLACE)
+
+
+def forget_unanswered(nl: Netlink, link: int) -> None:
+    """Remove neighbours that nobody has answered for, so that the next packet asks at once. `link`: index.
+
+    The kernel asks again one second after a request that was lost (arp(7), retrans_time_ms), and keeps packets until
+    then.
+    """
+    for family in _FAMILIES.values():
+        for it in map(entry, nl.dump(_GET, _NDMSG.pack(family, 0, 0, 0, 0))):
+            if it.index == link and it.dst and it.state in {_INCOMPLETE, _FAILED}:
+                _delete(nl, _NDMSG.pack(family, link, 0, 0, 0) + attr(_DST, it.dst.packed))
 
 
 def add_static(nl: Netlink, port: int, mac: str) -> None:
