@@ -1,7 +1,8 @@
 """After foreign changes to links, and at intervals: compares all, and repairs it.
 
-While a program changes a link of ours all the time, and nothing is to repair, the comparisons take a small part of
-a processor. So its changes cost little, and what others change meanwhile waits for seconds at most.
+Each change is looked at soon. Comparisons that find nothing have an allowance of processor time. A program that changes
+a link of ours all the time, when nothing is to repair, uses it up: then they take a small part of a processor, and what
+others change meanwhile waits for seconds at most.
 """
 
 import asyncio
@@ -19,8 +20,25 @@ REST_SHARE, LONGEST_INTERVAL_S = 0.003, 300.0
 enters the sandboxes of all endpoints that have a namespace of their own (0.7 ms). Nearly all changes are told of."""
 SETTLE_S = 0.1
 """Time to let a burst of foreign changes to links end."""
-_SHARE, _LONGEST_S = 20, 15.0
-"""Comparisons that find nothing take at most one part in so many of a processor; the longest pause between two."""
+_SHARE, _SAVED_S, _LONGEST_S = 20, 1.0, 15.0
+"""Comparisons that find nothing take at most one part in so many of a processor in the long run; how much of it is
+saved for a burst of changes, in seconds; the longest pause between two."""
+
+
+class Allowance:
+    """Processor time for comparisons that find nothing (a token bucket), in seconds."""
+
+    def __init__(self, now: float) -> None:
+        self._left_s = _SAVED_S
+        self._at = now
+
+    def spend(self, now: float, spent_s: float) -> float:
+        """Take note of a comparison that ends now; return how long the next one has to wait, in seconds."""
+        self._left_s = min(_SAVED_S, self._left_s + (now - self._at) / _SHARE) - spent_s
+        self._at = now
+        wait_s = min(max(0.0, -self._left_s) * _SHARE, _LONGEST_S)
+        self._left_s = max(self._left_s, -_LONGEST_S / _SHARE)
+        return wait_s
 
 
 class LinkChanges:
@@ -42,6 +60,7 @@ class LinkChanges:
     async def run(self) -> None:
         """React until cancelled."""
         clock, ready = asyncio.get_running_loop().time, 0.0
+        allowance = Allowance(clock())
         while True:
             cause = "another program changed a link"
             try:
@@ -55,7 +74,7 @@ class LinkChanges:
             with because(cause):
                 found = await self._look()
             self._spent_s = process_time() - before
-            ready = 0.0 if found else clock() + min(_SHARE * self._spent_s, _LONGEST_S)
+            ready = 0.0 if found else clock() + allowance.spend(clock(), self._spent_s)
 
     def _due_s(self) -> float:
         """Return in how many seconds to compare all, whatever the kernel tells."""
