@@ -87,11 +87,16 @@ class Scene:
         self.shell.close()
 
     def all_well(self, timeout_s: float = SETTLE_S) -> Snapshot:
-        """Wait until all roads are as wanted and netplug sees no difference, and return what the host has then."""
-        ends = time.monotonic() + timeout_s
+        """Wait until all roads are as wanted and netplug sees no difference, and return what the host has then.
+
+        Raises:
+            NotHealedError: within `timeout_s` it was not so; says what is wrong.
+        """
+        started = time.monotonic()
         while wrong := self.prober.wrong():
-            assert time.monotonic() < ends, f"roads are wrong: {wrong}; {self.member.differences()}"
-        wait_until(lambda: not self.member.differences(), timeout_s, "no differences")
+            self._give_up(started, timeout_s, f"roads are wrong: {wrong}; {self.member.differences()}")
+        while found := self.member.differences():
+            self._give_up(started, timeout_s, f"netplug sees differences: {found}")
         return state(self.member.host)
 
     def prepare(self, it: Injection, timeout_s: float = SETTLE_S) -> Injection:

@@ -85,9 +85,8 @@ GUARDED: dict[str, dict[str, Injection]] = {
         "iptables-legacy -F": Injection(
             "iptables-legacy -F; ip6tables-legacy -F",
             "for it in iptables ip6tables; do $it-legacy -P FORWARD DROP; $it-legacy -A FORWARD -o x0 -j ACCEPT; done",
-            "for it in iptables-legacy ip6tables-legacy; do $it -P FORWARD ACCEPT; done",
             takes=frozenset({"iptables legacy", "ip6tables legacy"}),
         ),
     },
 }
-"""Injections where a host has another firewall, by its name (`harness/environment.py`)."""
+"""Injections where a host has another firewall, by its name (`harness/environment.py`), which stays as it is then."""
