@@ -22,7 +22,7 @@ from netplug.drivers.steps import (
 from netplug.drivers.tunnel import Fdb, Neighbour, Vxlan
 from netplug.kernel.api import MISSING, Done, Outcome
 from netplug.kernel.context import Context
-from netplug.kernel.links import addresses, bridges, macvlan, neighbours, shaping, source_routes, vxlan
+from netplug.kernel.links import addresses, bridges, macvlan, neighbours, shaping, source_routes, veths, vxlan
 from netplug.kernel.links.differences import Difference
 from netplug.kernel.links.rollback import LinkRenamedError
 from netplug.kernel.netlink.connection import Netlink
@@ -105,7 +105,7 @@ class VethHandler(LinkHandler[Veth]):
 
     def make(self, step: Veth, sandboxes: Sandboxes) -> Outcome:
         """Apply the step."""
-        outcome = bridges.ensure_veth(self.nl, step, sandboxes.get)
+        outcome = veths.ensure_veth(self.nl, step, sandboxes.get)
         if step.netns and outcome is Outcome.CREATED:
             sandboxes.new_links.add((step.netns, step.peer))
         return outcome
@@ -123,10 +123,10 @@ class VethHandler(LinkHandler[Veth]):
             return "is not ours"
         master = survey.link(step.master) if step.master else None
         view = survey.view(step.netns, step.netns_id)
-        peer = bridges.peer_of(step, found, view.links if view else {})
+        peer = veths.peer_of(step, found, view.links if view else {})
         static_macs = survey.dump(_static_macs).get(found.index, ())
-        differences = bridges.veth_differences(step, found, master.index if master else 0, peer, static_macs)
-        return _words(differences + bridges.peer_differences(step, peer))
+        differences = veths.veth_differences(step, found, master.index if master else 0, peer, static_macs)
+        return _words(differences + veths.peer_differences(step, peer))
 
 
 def _absent(survey: Survey, name: str) -> str:
