@@ -1,5 +1,6 @@
 """A member of the cluster that was taken over writes what it likes into the store. What the others take from it."""
 
+import base64
 from ipaddress import ip_network
 from typing import Any
 
@@ -8,6 +9,7 @@ from clustered import Hosts, address_of, apart, attach, claim, create, has, kern
 from etcd_server import Member, needs_etcd
 from living import Living, until
 
+from netplug.cluster import cluster
 from netplug.cluster.foreign_networks import Allowed
 
 pytestmark = needs_etcd
@@ -138,6 +140,24 @@ def test_a_host_keeps_its_vtep_whatever_time_another_says(etcd: Member, one: Liv
         notes = {it["name"]: it["notes"] for it in host.client.get("hosts")["hosts"]}
         assert "belongs to host host-2" in str(notes["bad"])
         assert "VTEP" not in str(notes["host-2"])
+
+
+@pytest.mark.parametrize("root", ["cluster/endpoints/x/y/z", "cluster/networks/x", "ipam/leases/x/10.0.0.1"])
+def test_what_is_no_record_at_all_is_shown_until_it_is_gone(
+    hosts: Hosts, etcd: Member, monkeypatch: pytest.MonkeyPatch, root: str
+) -> None:
+    monkeypatch.setattr(cluster, "INTERVAL_S", 0.1)
+    if later := root.startswith("cluster/networks"):
+        one = hosts.start(1)
+    key = base64.b64encode(f"/netplug/v1/default/{root}".encode()).decode()
+    etcd.post("kv/put", key=key, value=base64.b64encode(b"not json").decode())
+    if not later:
+        one = hosts.start(1)
+    until(lambda: "is not a record of netplug; delete it with etcdctl" in refused(one), "it is shown")
+    found = [it for it in one.client.get("diff")["differences"] if it["owner"] == "store"]
+    assert [it["object"] for it in found] == [root]
+    etcd.delete(root)
+    until(lambda: "is not a record" not in refused(one), "it is gone")
 
 
 @pytest.mark.parametrize(

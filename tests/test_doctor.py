@@ -13,6 +13,7 @@ from doctor_host import name_server, report, wrong
 from engine_host import NET, OTHER, Host
 
 from netplug.drivers.steps import Bridge
+from netplug.engine.conditions import Difference
 from netplug.insight.doctor.checks import HOST, RECORDS
 from netplug.insight.doctor.doctor import examine
 from netplug.insight.doctor.findings import Check, Finding, Verdict, failure, worst
@@ -204,6 +205,19 @@ async def test_record_in_quarantine(host: Host, tmp_path: Path) -> None:
     assert "network a1a1a1a1a1a1 (blue)" in found[1][1]
     assert "'colour'" in found[1][1]
     assert await said(host, tmp_path, "records.faults") == []  # not twice
+
+
+async def test_addresses_and_routes_of_others_come_with_their_mend(host: Host, tmp_path: Path) -> None:
+    words = "is on link 'eth0' too: containers there are not reached"
+    found = [
+        Difference("network blue", "address 10.1.0.9/24", f"{words}; remove it: ip address del 10.1.0.9/24 dev eth0"),
+        Difference("network blue", "name", "'x' is not served"),
+    ]
+    host.engine.conditions.report("somebody", found)
+    assert await said(host, tmp_path, "records.faults") == [
+        ("warning", f"network blue: address 10.1.0.9/24: {words}", "ip address del 10.1.0.9/24 dev eth0"),
+        ("warning", "network blue: name: 'x' is not served", "netplug diff"),
+    ]
 
 
 async def test_lease_without_an_endpoint(host: Host, tmp_path: Path) -> None:

@@ -286,7 +286,8 @@ class Cluster:
         found = [
             Difference(f"host {name_of(self.view, it)}", "vtep", self._shared_vtep(it, first)) for it, first in pairs
         ]
-        found += [Difference("store", key, why) for key, why in sorted(self.view.unreadable.items())]
+        unreadable = {**self._guard.unguarded.unreadable, **self.view.unreadable}
+        found += [Difference("store", key, why) for key, why in sorted(unreadable.items())]
         self._engine.conditions.report("hosts", found)
 
     def _shared_vtep(self, ident: str, first: str) -> str:

@@ -112,6 +112,11 @@ class AdmissionGate:
         self.store = store
         self.refusal = "this host has not reached the cluster's store yet"
 
+    @property
+    def unreadable(self) -> Mapping[str, str]:
+        """Those of the store."""
+        return self.store.unguarded.unreadable
+
     async def get(self, key: str) -> Record | None:
         return await self.store.get(key)
 

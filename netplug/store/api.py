@@ -5,7 +5,7 @@ etcd v3 API (KV, Lease, Watch). One conformance suite tests `Store` on SQLite an
 A revision counts the transactions that changed something, over the whole store.
 """
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -105,6 +105,10 @@ class Store(Protocol):
 
 class SharedStore(Store, Protocol):
     """A store that several hosts share over the network (etcd). It also has leases and watches."""
+
+    @property
+    def unreadable(self) -> Mapping[str, str]:
+        """Why keys that were seen are no records of netplug; ranges and watches leave them out."""
 
     async def lease(self, ttl_s: float) -> int:
         """Grant a lease, and return its id. It expires `ttl_s` seconds after the last `keep_alive`."""

@@ -13,7 +13,7 @@ import contextlib
 import itertools
 import math
 import secrets
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from .access import EtcdAccess
@@ -59,6 +59,7 @@ class EtcdStore:
         self._gateway = gateway
         self.times = gateway.times
         self._records = Records(root)
+        self.unreadable: Mapping[str, str] = self._records.unreadable
         self._fences = Fences(self._put_fences)
         self._page = page
         self._progress_s = progress_s
@@ -242,6 +243,8 @@ class EtcdStore:
         start, end = self._records.span(prefix)
         request: Message = {"key": b64(start), "range_end": b64(end), "limit": str(self._page)}
         records: list[Record] = []
+        for key in [key for key in self._records.unreadable if key.startswith(prefix)]:
+            del self._records.unreadable[key]  # it may be gone
         while True:
             answer = await self._read(request)
             kvs = answer.get("kvs", [])

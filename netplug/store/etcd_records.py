@@ -2,7 +2,7 @@
 
 import base64
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import structlog
@@ -33,9 +33,13 @@ def revision_of(message: Message) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Records:
-    """Translates keys and values. `root`: the prefix of all keys in etcd; ends in "/"."""
+    """Translates keys and values.
+
+    `root`: the prefix of all keys in etcd; ends in "/". `unreadable`: why keys that were seen are no records.
+    """
 
     root: str
+    unreadable: dict[str, str] = field(default_factory=dict)
 
     def key(self, key: str) -> str:
         """Return a key as in etcd's messages."""
@@ -85,10 +89,14 @@ class Records:
     def readable(self, kv: Message) -> Record | None:
         """Return the record, or None (logged) if another program wrote it: one such key must not hide all others."""
         try:
-            return self.record(kv)
+            record = self.record(kv)
         except StoreError as exc:
             log.warning("store.record_ignored", reason=str(exc))
+            key = base64.b64decode(kv["key"]).decode(errors="backslashreplace")
+            self.unreadable[key.removeprefix(self.root)] = str(exc)
             return None
+        self.unreadable.pop(record.key, None)
+        return record
 
     def written_by(self, kv: Message, txn: str) -> bool:
         """Return whether transaction `txn` wrote this key."""

@@ -155,9 +155,11 @@ class EtcdWatch:
         kv = event["kv"]
         if event.get("type") == "DELETE":
             try:
-                return Event(self._records.name(kv), None, number(kv, "mod_revision"))
+                key = self._records.name(kv)
             except ValueError:
                 return None
+            self._records.unreadable.pop(key, None)
+            return Event(key, None, number(kv, "mod_revision"))
         record = self._records.readable(kv)
         return Event(record.key, record, record.revision) if record else None
 

@@ -1,6 +1,6 @@
 """A stand-in for a shared store that cannot be opened: every call fails at once with the reason."""
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 
 from netplug.store.api import Compare, Delete, Event, Put, Record, Unreachable
 
@@ -10,6 +10,7 @@ class UnreachableStore:
 
     def __init__(self, reason: str) -> None:
         self._reason = reason
+        self.unreadable: Mapping[str, str] = {}
 
     async def get(self, key: str) -> Record | None:  # noqa: ARG002 - the signature of `SharedStore`
         raise self._error()

@@ -35,10 +35,12 @@ async def conditions(subject: "Subject") -> Iterable[Finding]:
 
 
 def _of_condition(it: Difference) -> Finding:
-    """Return the finding of a fault. Those of firewalld end in the command that helps."""
-    why, colon, command = it.what.partition(": firewall-cmd ")
-    mend = f"firewall-cmd {command}" if colon else "netplug diff"
-    return warning(f"{it.owner}: {it.object}: {why}", mend)
+    """Return the finding of a fault. Those of firewalld, addresses and routes end in the command that helps."""
+    for before, command in ((": ", "firewall-cmd "), ("; remove it: ", "ip ")):
+        why, found, rest = it.what.partition(before + command)
+        if found:
+            return warning(f"{it.owner}: {it.object}: {why}", command + rest)
+    return warning(f"{it.owner}: {it.object}: {it.what}", "netplug diff")
 
 
 async def quarantine(subject: "Subject") -> Iterable[Finding]:
