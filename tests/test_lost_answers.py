@@ -20,6 +20,15 @@ async def docker_endpoint(host: Host) -> object:
     return await host.docker_endpoint(ports=(tcp(8080),))
 
 
+async def none_network(host: Host) -> object:
+    return await host.docker_network(mode="none")
+
+
+async def none_endpoint(host: Host) -> object:
+    """Docker gives an address, a MAC and ports all the same."""
+    return await host.docker_endpoint(ports=(tcp(8080),), mac="02:00:00:00:00:09")
+
+
 async def cli_network(host: Host) -> object:
     return await host.cli_network("10.1.0.0/24", "fd00:1::/64", sticky="true")
 
@@ -31,6 +40,7 @@ async def attach(host: Host) -> object:
 ASKED: dict[str, tuple[tuple[Act, ...], Act]] = {
     "network of Docker's": ((), docker_network),
     "endpoint of Docker's": ((docker_network,), docker_endpoint),
+    "endpoint without an address": ((none_network,), none_endpoint),
     "network": ((), cli_network),
     "attachment": ((cli_network,), attach),
 }

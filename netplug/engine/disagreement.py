@@ -54,15 +54,18 @@ def differences_of_endpoint(
     if not set(wanted.aliases) <= set(built.aliases):
         asked.append(("alias", wanted.aliases, built.aliases))
     held = tuple(it.ip for it in endpoint.addresses)
-    if not set(addresses) <= set(held):
+    # Docker gives addresses, a MAC and ports in every mode: one without addresses ignores them.
+    addressed = drivers.named(mode).addressed
+    if addressed and not set(addresses) <= set(held):
         asked.append(("address", tuple(addresses), held))
-    if wanted.mac:
+    if addressed and wanted.mac:
         asked.append(("MAC", wanted.mac, built.attachment.mac or endpoint.mac))
     options = drivers.parse_endpoint(wanted.options, mode)
     keys = drivers.keys_of(wanted.options, mode)
     asked += [(key, options.value(key), endpoint.options.value(key)) for key in keys]
     words = [f"{key} is {_shown(found)}, not {_shown(want)}" for key, want, found in asked if want != found]
-    return words + [f"port {port} is not published" for port in _unpublished(built, wanted.ports)]
+    ports = wanted.ports if addressed else ()
+    return words + [f"port {port} is not published" for port in _unpublished(built, ports)]
 
 
 def _unpublished(built: EndpointRecord, wanted: Collection[PortMapping]) -> tuple[PortMapping, ...]:
