@@ -96,6 +96,18 @@ def test_each_docker_has_the_network_under_its_own_id(hosts: Hosts) -> None:
         until(lambda host=host: nothing_left(host), "its pool and all in the kernel are gone")  # type: ignore[misc]
 
 
+def test_what_docker_removed_while_the_store_did_not_answer_is_gone_later(hosts: Hosts, etcd: Member) -> None:
+    one, two = hosts.start(1), hosts.start(2)
+    make(one, "a")
+    has(two)
+    etcd.pause()
+    call(one, "NetworkDriver.DeleteNetwork", NetworkID="a" * 64)
+    etcd.resume()
+    for host in (one, two):
+        until(lambda host=host: networks(host) == [], "it is gone")  # type: ignore[misc]
+    assert etcd.records("cluster/members/") == {}
+
+
 def test_the_network_of_the_command_outlives_docker(hosts: Hosts) -> None:
     one = hosts.start(1)
     create(one)

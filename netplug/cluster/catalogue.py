@@ -21,6 +21,8 @@ log = structlog.get_logger(__name__)
 TOMBSTONES = "cluster/tombstones"
 """In this host's own store: ids of deleted networks, so that a restored backup does not bring them back."""
 _MAX_TOMBSTONES = 500
+RELEASED = "cluster/released/"
+"""In this host's own store: networks that its Docker removes, until the shared store knows."""
 
 
 class Catalogue:
@@ -115,6 +117,18 @@ class Catalogue:
         ids: list[str] = list(record.value["ids"]) if record else []  # type: ignore[arg-type]
         if ident in ids:
             await self._keep([it for it in ids if it != ident])
+
+    async def begin_release(self, ident: str) -> None:
+        """Store that this host's Docker removes a network."""
+        await self._own.txn([], [Put(RELEASED + ident, {})])
+
+    async def end_release(self, ident: str) -> None:
+        """Store that the shared store knows of it, or that Docker keeps the network."""
+        await self._own.txn([], [Delete(RELEASED + ident)])
+
+    async def released(self) -> list[str]:
+        """Return the networks whose removal by this host's Docker was interrupted."""
+        return [record.key.removeprefix(RELEASED) for record in (await self._own.range(RELEASED))[0]]
 
     async def _keep(self, ids: list[str]) -> None:
         await self._own.txn([], [Put(TOMBSTONES, {"ids": [*ids]})])

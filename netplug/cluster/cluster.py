@@ -333,6 +333,7 @@ class Cluster:
         await self._recovery.identify()
         await self.membership.ensure()
         await self.mirroring.mirror()
+        await self.networks.resume_releases()
         await self._reconcile_claims()
         failed: list[Exception] = []
         for network, record in self.mirroring.shared().items():

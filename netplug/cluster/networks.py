@@ -125,6 +125,7 @@ class Definitions:
         ident = ident_of(record)
         async with self._mirroring.lock:
             if record.front_end is FrontEnd.DOCKER:
+                await self._catalogue.begin_release(ident)
                 await self._engine.networks.take_down(record.network.id, by=by, orphaned=orphaned)
                 await self._remove_user(ident)
                 return
@@ -143,11 +144,22 @@ class Definitions:
         try:
             await self._store.txn([], [Delete(f"{MEMBERS}{ident}/{self._me}")])
             ended = await self.delete_if_unused(ident)
+            await self._catalogue.end_release(ident)
         except StoreError as exc:
             log.warning("network.kept", network=short(ident), reason=str(exc))
             ended = False
         if not ended:
             self._mirroring.soon(ident)
+
+    async def resume_releases(self) -> None:
+        """Go on with deletions by this host's Docker that a crash ended, or of which the store did not hear."""
+        async with self._mirroring.lock:
+            for ident in await self._catalogue.released():
+                here = self._mirroring.shared().get(ident)
+                if here and here.front_end is FrontEnd.DOCKER:
+                    await self._catalogue.end_release(ident)  # the deletion was refused, or did not begin
+                else:
+                    await self._remove_user(ident)
 
     async def delete_if_unused(self, ident: str) -> bool:
         """Delete a network that Docker created if no host's Docker has it any more; tell whether it was deleted.
