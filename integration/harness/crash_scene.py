@@ -33,7 +33,7 @@ _BESIDE = """
 echo "== web"; nsenter --net=/run/netns/web sh -c '
   ip -d -o addr; ip -4 route show table all; ip -6 route show table all; ip -4 rule; ip -6 rule; ss -Hlntu
   grep -s . /proc/sys/net/ipv[46]/conf/*/forwarding /proc/sys/net/ipv[46]/conf/*/rp_filter'
-echo "== files"; cd %s; find netplug /run -type f -o -type s | grep -v -e crash -e /run/lock
+echo "== files"; cd %s; find netplug /run -type f -o -type s | grep -v -e crash -e /run/lock -e events.jsonl
 echo "== sysctls"; cd /proc/sys/net && grep -s . ipv4/conf/*/route_localnet ipv[46]/conf/*/forwarding \\
   ipv4/conf/*/rp_filter ipv4/conf/*/arp_ignore ipv6/conf/*/accept_r* ipv6/conf/*/disable_ipv6
 """
