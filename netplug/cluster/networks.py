@@ -142,24 +142,32 @@ class Definitions:
     async def _remove_user(self, ident: str) -> None:
         """Remove this host's Docker from the users of a network, and delete the network if it was the last one."""
         try:
-            await self._store.txn([], [Delete(f"{MEMBERS}{ident}/{self._me}")])
-            ended = await self.delete_if_unused(ident)
-            await self._catalogue.end_release(ident)
+            ended = await self._release(ident)
         except StoreError as exc:
             log.warning("network.kept", network=short(ident), reason=str(exc))
             ended = False
         if not ended:
             self._mirroring.soon(ident)
 
+    async def _release(self, ident: str) -> bool:
+        await self._store.txn([], [Delete(f"{MEMBERS}{ident}/{self._me}")])
+        ended = await self.delete_if_unused(ident)
+        await self._catalogue.end_release(ident)
+        return ended
+
     async def resume_releases(self) -> None:
-        """Go on with deletions by this host's Docker that a crash ended, or of which the store did not hear."""
+        """Go on with deletions by this host's Docker that a crash ended, or of which the store did not hear.
+
+        Raises:
+            StoreError: the store does not answer, or refuses; the caller tries again later.
+        """
         async with self._mirroring.lock:
             for ident in await self._catalogue.released():
                 here = self._mirroring.shared().get(ident)
                 if here and here.front_end is FrontEnd.DOCKER:
                     await self._catalogue.end_release(ident)  # the deletion was refused, or did not begin
-                else:
-                    await self._remove_user(ident)
+                elif not await self._release(ident):
+                    self._mirroring.soon(ident)
 
     async def delete_if_unused(self, ident: str) -> bool:
         """Delete a network that Docker created if no host's Docker has it any more; tell whether it was deleted.
