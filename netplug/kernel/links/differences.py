@@ -6,7 +6,7 @@ from functools import reduce
 from operator import or_
 
 from netplug.drivers import link_mtu
-from netplug.drivers.steps import Bridge, IPInterface, Veth
+from netplug.drivers.steps import Bridge, IPInterface, Macvlan, Veth
 from netplug.drivers.tunnel import Vxlan
 from netplug.kernel.api import Outcome, StepError
 from netplug.kernel.links import addresses, neighbours, router_advertisements
@@ -100,6 +100,13 @@ def link_local_differences(found: Link, there: Iterable[LinkAddress]) -> list[Di
         return []
     wanted = addresses.link_local_of(found.mac)
     return [Difference(f"has no link-local address {wanted.ip}", link_local=wanted)]
+
+
+def sandbox_differences(step: Veth | Macvlan, found: Link, side: str = "") -> list[Difference]:
+    """Return what a link in a sandbox lacks once it has IPv6 again. `side`: how messages begin."""
+    if not step.netns or step.slaac or not gets_ipv6(found, step.mtu):
+        return []
+    return [Difference(f"{side}has no IPv6", in_sandbox=True)]
 
 
 def gets_ipv6(found: Link, mtu: int) -> bool:

@@ -12,7 +12,13 @@ from netplug.drivers.steps import Macvlan
 from netplug.kernel.api import Outcome, StepError
 from netplug.kernel.links import router_advertisements
 from netplug.kernel.links.bridges import LinkBusyError, Sandbox, altname, by_name
-from netplug.kernel.links.differences import Difference, adjust, common_differences, gets_ipv6, settings_differences
+from netplug.kernel.links.differences import (
+    Difference,
+    adjust,
+    common_differences,
+    sandbox_differences,
+    settings_differences,
+)
 from netplug.kernel.links.rollback import deleted_on_failure
 from netplug.kernel.netlink import rtnl
 from netplug.kernel.netlink.connection import (
@@ -84,7 +90,7 @@ def differences(step: Macvlan, found: Link) -> list[Difference]:
     wrong = common_differences(found, mac, step.mtu, up=step.up or bool(step.netns))
     if step.up:
         wrong += settings_differences(found, router_advertisements.NO_ROUTERS, step.mtu)
-    return wrong + _sandbox_settings(step, found)
+    return wrong + sandbox_differences(step, found)
 
 
 def _new_mtu(step: Macvlan, found: Link) -> list[Difference]:
@@ -92,14 +98,7 @@ def _new_mtu(step: Macvlan, found: Link) -> list[Difference]:
     if not found.mtu == step.former != step.mtu:
         return []
     mtu = Difference(f"mtu is {found.mtu}, not {step.mtu}", u32(rtnl.IFLA_MTU, step.mtu))
-    return [mtu, *_sandbox_settings(step, found)]
-
-
-def _sandbox_settings(step: Macvlan, found: Link) -> list[Difference]:
-    """Return what a link in a sandbox lacks once it has IPv6 again."""
-    if not step.netns or step.slaac or not gets_ipv6(found, step.mtu):
-        return []
-    return [Difference("has no IPv6", in_sandbox=True)]
+    return [mtu, *sandbox_differences(step, found)]
 
 
 def find(step: Macvlan, links: Iterable[Link]) -> Link | None:

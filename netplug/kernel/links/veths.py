@@ -15,8 +15,8 @@ from netplug.kernel.links.differences import (
     Difference,
     adjust,
     common_differences,
-    gets_ipv6,
     port_info,
+    sandbox_differences,
     settings_differences,
 )
 from netplug.kernel.links.rollback import deleted_on_failure, refuse_renamed
@@ -35,6 +35,7 @@ from netplug.kernel.netlink.connection import (
 from netplug.kernel.netlink.rtnl import IFF_UP, IFINFO, Link
 
 _VETH_INFO_PEER = 1
+_SIDE = "sandbox side: "
 _ONE_QUEUE = u32(rtnl.IFLA_NUM_TX_QUEUES, 1) + u32(rtnl.IFLA_NUM_RX_QUEUES, 1)
 """A veth uses one queue in each direction. By default, newer kernels allocate one for each CPU, for later use by
 ``ethtool -L``, which takes a third of the time to create a pair."""
@@ -124,10 +125,10 @@ def peer_differences(step: Veth, peer: Link | None) -> list[Difference]:
     if peer is None or step.tunable or step.moved:
         return []
     differences = [
-        Difference(f"sandbox side: {item.what}", item.mend, item.flags)
+        Difference(f"{_SIDE}{item.what}", item.mend, item.flags)
         for item in common_differences(peer, step.peer_mac, step.mtu, up=bool(step.netns))
     ]
-    return differences + _sandbox_settings(step, peer)
+    return differences + sandbox_differences(step, peer, _SIDE)
 
 
 def peer_of(step: Veth, found: Link, inside: Netlink | Mapping[str, Link]) -> Link | None:
@@ -185,15 +186,8 @@ def _new_mtu(step: Veth, found: Link, peer: Link | None) -> list[Difference]:
     """Return what a sandbox side that others may tune lacks: the new MTU, if it had that of the host side."""
     if peer is None or not (step.tunable or step.moved) or not peer.mtu == found.mtu != step.mtu:
         return []
-    mtu = Difference(f"sandbox side: mtu is {peer.mtu}, not {step.mtu}", u32(rtnl.IFLA_MTU, step.mtu))
-    return [mtu, *_sandbox_settings(step, peer)]
-
-
-def _sandbox_settings(step: Veth, peer: Link) -> list[Difference]:
-    """Return what a sandbox side lacks once it has IPv6 again. What a runtime moved has the runtime's settings."""
-    if not step.netns or step.slaac or not gets_ipv6(peer, step.mtu):
-        return []
-    return [Difference("sandbox side: has no IPv6", in_sandbox=True)]
+    mtu = Difference(f"{_SIDE}mtu is {peer.mtu}, not {step.mtu}", u32(rtnl.IFLA_MTU, step.mtu))
+    return [mtu, *sandbox_differences(step, peer, _SIDE)]
 
 
 def _veth(step: Veth, master: int, fd: int | None) -> bytes:
