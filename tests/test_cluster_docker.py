@@ -219,6 +219,10 @@ def test_who_has_a_network_is_said_as_it_is(hosts: Hosts) -> None:
     assert str(caught.value) == "docker has network 'blue' here (docker network rm blue)"
     with pytest.raises(CliError, match=rf"network 'blue' exists already in the cluster \({'b' * 12}\)"):
         create(two)
+    with pytest.raises(CliError) as caught:
+        one.client.delete("networks", "blue")
+    hint = "there: docker network rm blue, or if not found netplug network rm blue"
+    assert str(caught.value) == f"docker has network 'blue' on host-2 ({hint})"
 
 
 def test_a_network_that_docker_asked_for_and_did_not_make_is_built_again(hosts: Hosts) -> None:

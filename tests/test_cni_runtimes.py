@@ -525,3 +525,13 @@ async def test_network_that_differs_says_in_what_and_who_is_in_it(plugin: Plugin
         "(choose another name, say what it is like, or remove it: netplug network rm mine)"
     )
     assert (await plugin.create(name="mine", subnets=[{"subnet": "10.6.0.0/24"}]))["name"] == mine.network.name
+
+
+async def test_network_of_dockers_in_the_way_is_named_with_both_commands(plugin: Plugin) -> None:
+    """Docker may have lost it, and then `docker network rm` does not find it."""
+    lost = (await plugin.host.docker_network("d0" * 32)).network
+    words = f"remove it: docker network rm {lost.name}, or if not found netplug network rm {lost.name})"
+    said = await plugin.create(name=lost.name, subnets=[{"subnet": "10.7.0.0/24"}])
+    assert words in said["error"]
+    said = await plugin.create(subnets=[{"subnet": "10.1.0.0/24"}])
+    assert words.replace("it:", "that network:") in said["error"]

@@ -60,7 +60,7 @@ class Catalogue:
             raise NetplugError("forbidden", f"network {name!r} has endpoints: {where}", hint="detach first")
         if hosts := await self._hosts_in(f"{MEMBERS}{ident}/"):
             where = ", ".join(name_of(self._view, host) for host in sorted(hosts))
-            hint = f"docker network rm {name}"
+            hint = f"there: {FrontEnd.DOCKER.removal(name)}"
             raise NetplugError("forbidden", f"docker has network {name!r} on {where}", hint=hint)
 
     async def _hosts_in(self, prefix: str) -> list[str]:

@@ -9,7 +9,7 @@ from netplug.drivers.naming import short
 from netplug.drivers.registry import Drivers
 from netplug.drivers.steps import IPAddress
 from netplug.engine.port_reservation import in_order
-from netplug.engine.records import EndpointRecord, EndpointSpec, FrontEnd, NetworkRecord, NetworkSpec, SubnetSpec
+from netplug.engine.records import EndpointRecord, EndpointSpec, NetworkRecord, NetworkSpec, SubnetSpec
 from netplug.engine.registry import Registry
 from netplug.errors import NetplugError
 from netplug.ipam.allocator import Allocator
@@ -108,8 +108,7 @@ def _users(record: NetworkRecord, wanted: NetworkSpec, registry: Registry) -> tu
     """Return why the network cannot simply be made anew, and a hint."""
     name, of = record.network.name, record.front_end
     if of is not wanted.front_end:
-        tool = "docker" if of is FrontEnd.DOCKER else "netplug"
-        hint = f"choose another name, say what it is like, or remove it: {tool} network rm {name}"
+        hint = f"choose another name, say what it is like, or remove it: {of.removal(name)}"
         return f"; it was made by {of}", hint
     endpoints = registry.endpoints(record.network.id)
     inside = sorted(f"container {it.name or short(it.container or it.endpoint.id)}" for it in endpoints)

@@ -227,12 +227,7 @@ class Networks:
     def _removal(self, ident: str) -> str:
         """Return the command or commands that remove a network, by its id; empty while it is being created."""
         record = self._registry.find_network(ident)
-        if record is None:
-            return ""
-        name = record.network.name
-        # Docker may never have heard of it. It cannot be asked here: it holds locks while it waits for our answer.
-        ours = f"netplug network rm {name}"
-        return ours if record.front_end is not FrontEnd.DOCKER else f"docker network rm {name}, or if not found {ours}"
+        return "" if record is None else record.front_end.removal(record.network.name)
 
     def _refuse_delete(self, record: NetworkRecord, by: FrontEnd) -> None:
         name = record.network.name

@@ -34,6 +34,14 @@ class FrontEnd(StrEnum):
         """Whether its runtimes and plugins change sandboxes too: they tune links there, and bind published ports."""
         return self in {FrontEnd.CNI, FrontEnd.NETAVARK}
 
+    def removal(self, network: str) -> str:
+        """Return the command that removes a network of its, by name, or the two that a user may need.
+
+        Docker may never have heard of it. It is not asked here: it holds locks while it waits for our answer.
+        """
+        ours = f"netplug network rm {network}"
+        return f"docker network rm {network}, or if not found {ours}" if self is FrontEnd.DOCKER else ours
+
 
 @dataclass(frozen=True, slots=True)
 class Caller:

@@ -100,8 +100,7 @@ class SupersededNetworks:
         if other.front_end is not front_end or self._registry.endpoints(net.id):
             if obstacle.shareable:
                 return
-            tool = "docker" if other.front_end is FrontEnd.DOCKER else "netplug"
-            hint = f"choose another, or remove that network: {tool} network rm {net.name}"
+            hint = f"choose another, or remove that network: {other.front_end.removal(net.name)}"
             raise NetplugError("exists", f"{obstacle.why} of network {net.name!r}", hint=hint)
         log.info("network.superseded", name=net.name, reason=obstacle.why)
         await self._networks.delete(net.id, by=front_end)
