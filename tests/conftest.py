@@ -1,12 +1,14 @@
 """Settings shared by the unit tests."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
+import pytest_asyncio
 import structlog
 from clustered import Hosts, hosts_on
+from dns_upstreams import Bench
 from etcd_server import Member, running
 from quiet import quiet_log
 
@@ -43,6 +45,16 @@ def hosts(tmp_path: Path, etcd: Member) -> Iterator[Hosts]:
     """Hosts whose store is `etcd`."""
     with hosts_on(tmp_path, f"etcd://{etcd.host}") as it:
         yield it
+
+
+@pytest_asyncio.fixture
+async def bench() -> AsyncIterator[Bench]:
+    """A forwarder of DNS questions, and the upstreams that it is given."""
+    it = Bench()
+    yield it
+    it.forwarder.close()
+    for one in it.upstreams:
+        await one.close()
 
 
 @pytest.fixture

@@ -1,12 +1,10 @@
 """Public names with private addresses: what is refused of upstreams' answers, who is exempt, and who is told."""
 
-from collections.abc import AsyncIterator
 from ipaddress import ip_network
 from pathlib import Path
 
 import dnslib
 import pytest
-import pytest_asyncio
 from dns_packets import opt, read
 from dns_upstreams import Bench, Script, reply_to
 from engine_host import Host
@@ -41,15 +39,6 @@ PRIVATE = (
 )
 OWN = ("203.0.113.9", "2001:db8:5::9")
 """Addresses in networks that have public subnets."""
-
-
-@pytest_asyncio.fixture
-async def bench() -> AsyncIterator[Bench]:
-    it = Bench()
-    yield it
-    it.forwarder.close()
-    for one in it.upstreams:
-        await one.close()
 
 
 @pytest.fixture
@@ -185,8 +174,8 @@ async def test_the_setting_changes_at_run_time_and_forgets_what_was_kept(bench: 
             assert view is not None
             return view.rules
 
-        for rebinding_allowed, expected in ((True, ["10.0.0.1"]), (False, []), (True, ["10.0.0.1"])):
-            server.use_upstreams([Rule(wire.ROOT, (it.server,))], special=True, rebinding=rebinding_allowed)
+        for refuse, expected in ((False, ["10.0.0.1"]), (True, []), (False, ["10.0.0.1"])):
+            server.use_upstreams([Rule(wire.ROOT, (it.server,))], special=True, refuse_rebinding=refuse)
             assert await bench.data(rules(), "evil.example") == expected
     finally:
         server.close()

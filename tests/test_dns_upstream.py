@@ -4,12 +4,10 @@ import asyncio
 import re
 import socket
 import struct
-from collections.abc import AsyncIterator
 from ipaddress import ip_address
 
 import dnslib
 import pytest
-import pytest_asyncio
 from dns_packets import opt, query, read, view, zones
 from dns_upstreams import DEADLINE_S, Bench, Script, Upstream, address_of, reply_to
 from engine_host import until
@@ -25,15 +23,6 @@ from netplug.dns.slow_path import respond
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(upstream, "SECOND_S", 0.03)
-
-
-@pytest_asyncio.fixture
-async def bench() -> AsyncIterator[Bench]:
-    it = Bench()
-    yield it
-    it.forwarder.close()
-    for one in it.upstreams:
-        await one.close()
 
 
 def error_of(reply: bytes) -> int:

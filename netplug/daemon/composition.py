@@ -191,9 +191,14 @@ class Composition:
         from netplug.names.server import NameServer  # noqa: PLC0415
 
         settings = self.host.settings
-        special = settings.dns_special == "host"
-        server = NameServer(self.engine, settings.dns_domain, settings.dns_rules, opener=open_filtered, special=special)
-        server.guard.on = settings.dns_rebinding == "refuse"
+        server = NameServer(
+            self.engine,
+            settings.dns_domain,
+            settings.dns_rules,
+            opener=open_filtered,
+            special=settings.dns_special == "host",
+            refuse_rebinding=settings.dns_rebinding == "refuse",
+        )
         self.host.resources.callback(server.close)
         if self.cluster:
             self.cluster.peering.names = server

@@ -78,8 +78,8 @@ class Reloading:
         if changed & _LOGGING:
             logging.reconfigure(settings.log_format, settings.log_level)
         if changed & _NAMES:
-            special, refused = settings.dns_special == "host", settings.dns_rebinding == "refuse"
-            parts.name_server.use_upstreams(settings.dns_rules, special=special, rebinding=not refused)
+            special, refuse = settings.dns_special == "host", settings.dns_rebinding == "refuse"
+            parts.name_server.use_upstreams(settings.dns_rules, special=special, refuse_rebinding=refuse)
         if changed & _POOLS:
             prefix = await site_prefix(parts.host.store)
             parts.engine.allocator.use_spaces(spaces(prefix, settings.address_pool))

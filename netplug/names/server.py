@@ -61,6 +61,7 @@ class NameServer:
         opener: opens sockets to upstreams.
         special: whether special-use names below the host's search list are forwarded to the host's resolvers, as the
             host does; other special-use names are never forwarded.
+        refuse_rebinding: whether answers with private addresses for public names are refused.
 
     Attributes:
         counts: numbers of questions by network; a client in several networks is counted in one of them.
@@ -80,10 +81,12 @@ class NameServer:
         opener: Opener = open_here,
         *,
         special: bool = True,
+        refuse_rebinding: bool = False,
     ) -> None:
         self.zones = Zones(domain)
         self.forwarder = Forwarder(opener=opener)
         self.guard = guard(engine, self.forwarder.counts)
+        self.guard.on = refuse_rebinding
         self.connections = Connections()
         self.host = HostClient(self.zones, self._forward, self.connections)
         self.counts: defaultdict[str, Counts] = defaultdict(Counts)
@@ -117,9 +120,9 @@ class NameServer:
             await asyncio.sleep(CONF_CHECK_S)
             self._read_conf()
 
-    def use_upstreams(self, upstreams: Sequence[Rule], *, special: bool, rebinding: bool = True) -> None:
-        """Take other resolvers and another rule for special-use names; see the class. Pending questions ask them."""
-        self._configured, self._special, self.guard.on = tuple(upstreams), special, not rebinding
+    def use_upstreams(self, upstreams: Sequence[Rule], *, special: bool, refuse_rebinding: bool) -> None:
+        """Take other resolvers and rules for their answers; see the class. Pending questions ask them."""
+        self._configured, self._special, self.guard.on = tuple(upstreams), special, refuse_rebinding
         self._conf_status = self._conf_content = None
         self._read_conf()
         self.since = time.time()

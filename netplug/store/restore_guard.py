@@ -4,8 +4,10 @@ The store's revision does not show it: new writes soon raise it again, and `snap
 at once. The ids of cluster and member need not show it either: a member restored under its old name and address has its
 old ids. So each host has a *mark*: a record that only this host writes, `DELAY_S` after each of its changes. The store
 must still have the newest mark that this host has seen. Every transaction compares it, and so does every watch that
-reconnects. So data that lack more than the last `DELAY_S` are detected by the first transaction, before it changes
-anything. Marks of removed hosts stay: a missing mark means older data.
+reconnects. So the first transaction detects older data before it changes anything, unless they lack only what came
+after the newest mark: the changes of the last `DELAY_S` and of the time that the write of the mark takes. A store that
+does not answer takes no mark, so it counts from the last one that it took. Marks of removed hosts stay: a missing mark
+means older data.
 """
 
 import asyncio
