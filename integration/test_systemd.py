@@ -24,6 +24,17 @@ PLUGIN, API, CNI = "/run/docker/plugins/pynet.sock", "/run/netplug/netplug.sock"
 HTTPD = ("httpd", "-f", "-h", "/www")
 RESTARTS = 10
 WATCHDOG_S = 5
+ASK = """
+import socket, sys
+with socket.socket(socket.AF_UNIX) as sock:
+    try:
+        sock.connect(sys.argv[1])
+    except PermissionError:
+        sys.exit("refused")
+    sock.sendall(b"GET /v1/version HTTP/1.1\\r\\nHost: netplug\\r\\nConnection: close\\r\\n\\r\\n")
+    print(sock.recv(100).decode().splitlines()[0])
+"""
+GROUP = "netplug"
 
 
 @pytest.fixture(scope="module")
@@ -259,3 +270,43 @@ def test_stop_of_all_leaves_no_socket_for_dockerd_to_wait_for(netplug: ServiceNe
     machine.systemctl("start", netplug.UNIT)
     assert machine.path(PLUGIN).is_socket()
     assert machine.show(netplug.SOCKET, "ActiveState")["ActiveState"] == "active"
+
+
+def test_members_of_the_group_use_the_api_of_the_confined_service(netplug: ServiceNetplug) -> None:
+    machine = netplug.machine
+    machine.run(["groupadd", "--system", GROUP])
+
+    def asks(socket: str, groups: str) -> str:
+        user = ["setpriv", "--reuid=65534", "--regid=65534", groups, "--no-new-privs"]
+        done = machine.run([*user, "--", "/usr/bin/python3", "-c", ASK, socket], check=False)
+        return (done.stdout or done.stderr).strip()
+
+    def modes() -> list[str]:
+        return machine.output("stat", "-c", "%a %G", PLUGIN, API, CNI).splitlines()
+
+    machine.write("/etc/netplug/netplug.toml", f'socket_group = "{GROUP}"\n')
+    netplug.restart()
+    # The service may not give files to a group of others, and says what to do.
+    said = machine.journal(netplug.UNIT)
+    assert re.search(r"socket\.group_refused .*SupplementaryGroups=\d+.*reason='Operation not permitted'", said)
+    assert modes() == ["600 root"] * 3
+    drop_in = f"/etc/systemd/system/{netplug.UNIT}.d/group.conf"
+    machine.write(drop_in, f"[Service]\nSupplementaryGroups={GROUP}\n")
+    machine.systemctl("daemon-reload")
+    netplug.restart()
+    assert modes() == ["600 root", f"660 {GROUP}", "600 root"]
+    assert asks(API, f"--groups={GROUP}") == "HTTP/1.1 200 OK"
+    assert [asks(socket, f"--groups={GROUP}") for socket in (PLUGIN, CNI)] == ["refused"] * 2
+    assert asks(API, "--clear-groups") == "refused"
+    # systemd keeps the socket while the daemon is away, and the group with it.
+    netplug.stop()
+    assert asks(API, f"--groups={GROUP}") == "HTTP/1.1 200 OK"
+    machine.write("/etc/netplug/netplug.toml", "")
+    machine.path(drop_in).unlink()
+    machine.systemctl("daemon-reload")
+    netplug.restart()
+    assert "socket.open" in machine.journal(netplug.UNIT)
+    assert asks(API, f"--groups={GROUP}") == "HTTP/1.1 200 OK"
+    machine.systemctl("restart", netplug.SOCKET, netplug.UNIT)
+    assert modes() == ["600 root"] * 3
+    assert asks(API, f"--groups={GROUP}") == "refused"

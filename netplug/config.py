@@ -314,9 +314,9 @@ def load(**flags: object) -> Settings:
     """
     given = {name: value for name, value in flags.items() if value is not None and value not in ([], ())}
     path = settings_file()
-    if path != DEFAULT_FILE and not path.is_file():
-        raise NetplugError("invalid", f"settings file {path} of {_PREFIX}CONFIG does not exist")
     try:
+        if path != DEFAULT_FILE and not path.is_file():
+            raise NetplugError("invalid", f"settings file {path} of {_PREFIX}CONFIG does not exist")
         return Settings(**_in_file(path) | _in_environment() | given)
     except ValidationError as exc:
         errors = exc.errors(include_url=False)

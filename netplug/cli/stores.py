@@ -30,8 +30,12 @@ def check() -> None:
     from netplug.store import copies, restoring  # noqa: PLC0415 - help does not need it
 
     path = _database()
-    found = restoring.examine(path)
-    copy = restoring.examine(copies.copy_of(path))
+    try:
+        found, copy = restoring.examine(path), restoring.examine(copies.copy_of(path))
+    except PermissionError as exc:
+        raise CliError(
+            NO, f"{exc.filename} cannot be read: permission denied", hint="sudo netplug store check"
+        ) from None
     emit(f"{path}: {_words(found)}")
     emit(f"{copies.copy_of(path)}: {_words(copy)}")
     if found.fault:

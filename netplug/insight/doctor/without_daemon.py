@@ -81,6 +81,12 @@ def _daemon(absence: Absence, daemons: Sequence[Program], restart: str) -> Findi
 
 
 def _read(path: Path) -> _Records:
+    try:
+        path.open("rb").close()
+    except PermissionError:
+        return _Records(findings=[note(f"{path} is root's: its records are not read", "sudo netplug doctor")])
+    except OSError:
+        pass  # its cause is found below
     if not path.parent.exists():
         return _Records(findings=[note(f"{path.parent} does not exist: no daemon has run with it")])
     try:

@@ -200,13 +200,20 @@ def _functions(locations: Collection[int]) -> dict[int, str]:
     if not locations:
         return {}
     try:
-        lines = Path("/proc/kallsyms").read_text(encoding="ascii", errors="replace").splitlines()
+        return functions_at(locations, Path("/proc/kallsyms").read_text(encoding="ascii", errors="replace"))
     except OSError:
         return {}
-    lines = [line for line in lines if line[17:18] in {"t", "T"}]
+
+
+def functions_at(locations: Collection[int], symbols: str) -> dict[int, str]:
+    """Return the names of the functions that contain some addresses, by the text of /proc/kallsyms.
+
+    Who lacks CAP_SYSLOG, as netplug's service does, reads 0 for each address, and gets empty names.
+    """
+    lines = [line for line in symbols.splitlines() if line[17:18] in {"t", "T"}]
     found: dict[int, str] = {}
     for location in locations:
         # Addresses have 16 digits, so text is compared as numbers are.
         line = max((it for it in lines if it[:16] <= f"{location:016x}"), default="")
-        found[location] = line[19:].split("\t")[0].split(".")[0] if line.strip("0 ")[:1].isalnum() else ""
+        found[location] = line[19:].split("\t")[0].split(".")[0] if line[:16].strip("0") else ""
     return found
