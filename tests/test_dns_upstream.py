@@ -284,7 +284,10 @@ async def asked_in_mixed_case(bench: Bench, it: Upstream) -> None:
     assert bench.forwarder.counts.truncated == before + 1
 
 
-async def test_upstream_that_keeps_no_spelling_is_asked_without_for_a_while(bench: Bench) -> None:
+async def test_upstream_that_keeps_no_spelling_is_asked_without_for_a_while(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(upstream, "SECOND_S", 60)  # a slow answer is not asked for again
     it = bench.upstream(lowered)
     await it.listen(lowered)
     await asked_in_mixed_case(bench, it)
@@ -297,7 +300,10 @@ async def test_upstream_that_keeps_no_spelling_is_asked_without_for_a_while(benc
     assert len(it.by_tcp) == 2
 
 
-async def test_upstream_without_tcp_that_keeps_no_spelling_is_believed(bench: Bench) -> None:
+async def test_upstream_without_tcp_that_keeps_no_spelling_is_believed(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(upstream, "SECOND_S", 60)  # a slow answer is not asked for again
     it = bench.upstream(lowered)
     await asked_in_mixed_case(bench, it)
     # It is known then, and nobody waits again for TCP to fail.
