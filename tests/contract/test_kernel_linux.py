@@ -20,7 +20,7 @@ from ports_suite import PortsSuite  # noqa: E402
 from tunnel_suite import VXLAN  # noqa: E402
 
 from netplug.drivers import routing  # noqa: E402
-from netplug.drivers.naming import mark  # noqa: E402
+from netplug.drivers.naming import mac_of_address, mark  # noqa: E402
 from netplug.drivers.plan import Plan  # noqa: E402
 from netplug.drivers.steps import (  # noqa: E402
     Announce,
@@ -39,7 +39,7 @@ from netplug.errors import NetplugError  # noqa: E402
 from netplug.kernel.api import Outcome, StepError  # noqa: E402
 from netplug.kernel.executor import Executor  # noqa: E402
 from netplug.kernel.host.api import RefusingRoute  # noqa: E402
-from netplug.kernel.links import reaper  # noqa: E402
+from netplug.kernel.links import announcements, reaper  # noqa: E402
 from netplug.kernel.linux import LinuxKernel  # noqa: E402
 from netplug.kernel.netlink.rtnl import DELETE_GROUPS  # noqa: E402
 from netplug.kernel.sandbox import netns  # noqa: E402
@@ -252,6 +252,26 @@ class TestLinuxKernel(LinuxHost, KernelSuite):
             assert frame[28:32] == told.address.packed
             with pytest.raises(BlockingIOError):
                 ear.recv(2048)
+
+    async def test_attach_waits_for_no_announcement_that_neighbours_hardly_need(
+        self, kernel: LinuxKernel, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A MAC that follows from its address is sent later, one that somebody chose at once."""
+        monkeypatch.setattr(announcements, "LATER_S", 10 * VANISH_DEADLINE_S)
+        run("ip", "link", "add", "told0", "up", "type", "veth", "peer", "name", "other0")
+        run("ip", "link", "set", "other0", "up")
+        first = ip_interface("10.9.0.2/24")
+        usual = Announce("told0", mac_of_address(first), first.ip)
+        chosen = Announce("told0", VETH.peer_mac, ip_address("10.9.0.3"))
+        with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(0x0806)) as ear:
+            ear.bind(("other0", 0x0806))
+            ear.setblocking(False)
+            assert await kernel.ensure((usual, chosen)) == [Outcome.EQUAL] * 2
+            async with asyncio.timeout(VANISH_DEADLINE_S):
+                frames = [await asyncio.get_running_loop().sock_recv(ear, 2048)]
+                kernel._announcements.close()  # does not lose what waits
+                frames.append(await asyncio.get_running_loop().sock_recv(ear, 2048))
+        assert [it[28:32] for it in frames] == [chosen.address.packed, usual.address.packed]
 
     async def test_link_that_is_removed_once_more_while_it_goes_is_gone(
         self, kernel: LinuxKernel, monkeypatch: pytest.MonkeyPatch
