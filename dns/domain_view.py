@@ -24,7 +24,7 @@ class DomainView(View):
         super().__init__(zones, indexes, "")
         # No name is found without `find`, and none is in the zone of a network.
         self.first = {}
-        self.rest = tuple(index.nodes for index in indexes) or ({},)
+        self.rest = tuple(index.names for index in indexes) or ({},)
         self.network_zones = ()
         for index in indexes:
             index.views.add(self)

@@ -103,7 +103,7 @@ def _parsed(view: View, data: bytes, clock: Callable[[], float]) -> bytes | Ques
             return None
         size, opt, dnssec = edns
     name, kind = data[wire.HEADER : end - 4].lower(), data[end - 4 : end]
-    node = view.find(name) if view.rest else view.first.get(name)
+    node = view.find(name)
     rrset: RRset | None = None
     if node is not None and kind in node and kind != _SRV:
         rrset = node[kind]

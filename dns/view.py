@@ -95,7 +95,7 @@ class View:
     """What the clients in certain networks can resolve.
 
     Attributes:
-        first, rest: the nodes of the networks, in order; the first network with a name answers for it.
+        first, rest: the names of the networks, in order; the first network with a name answers for it.
         network_zones: the zones of the networks, without the domain.
         local_suffixes: suffixes of all names that may have a local answer.
         removed: removed names, with the time of removal.
@@ -122,8 +122,8 @@ class View:
         self.domain = zones.domain
         self.known_parents: set[bytes] = set()
         self.authority = zones.negative(zones.domain)
-        self.first: Mapping[bytes, Node] = indexes[0].nodes if indexes else {}
-        self.rest: tuple[Mapping[bytes, Node], ...] = tuple(index.nodes for index in indexes[1:])
+        self.first: Mapping[bytes, object] = indexes[0].names if indexes else {}
+        self.rest: tuple[Mapping[bytes, object], ...] = tuple(index.names for index in indexes[1:])
         self.network_zones = tuple(index.zone for index in indexes if index.zone)
         self.local_suffixes = (self.domain, *self.network_zones, *special_use.SUFFIXES)
         self.removed: dict[bytes, float] = {}
@@ -143,12 +143,12 @@ class View:
         has its addresses in all networks.
         """
         if not self.rest:
-            return self.first.get(name)
+            return self.indexes[0].find(name) if self.indexes else None
         if name == self.zones.host:
             return self._of_host()
         found: Node | None = None
-        for nodes in (self.first, *self.rest):
-            node = nodes.get(name)
+        for index in self.indexes:
+            node = index.find(name)
             if node:
                 return node
             found = node if found is None else found
@@ -160,7 +160,7 @@ class View:
             ttl_s = min(index.network.ttl_s for index in self.indexes)
             found: dict[bytes, dict[bytes, None]] = {}
             for index in self.indexes:
-                for kind, rrset in index.nodes[self.zones.host].items():
+                for kind, rrset in (index.find(self.zones.host) or {}).items():
                     found.setdefault(kind, {}).update(dict.fromkeys(rrset.lasting(ttl_s)))
             self._merged[self.zones.host] = {kind: RRset(tuple(records)) for kind, records in found.items()}
         return self._merged[self.zones.host]

@@ -6,11 +6,12 @@ Names: ``web``, ``web.blue`` and ``web.blue.netplug.internal`` for container web
 ``_http._tcp.`` in front for services; reverse names of addresses; ``host.netplug.internal`` for the host's addresses.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from weakref import WeakSet, WeakValueDictionary
 
 from . import special_use, wire
+from .share import Service, Share, add_parents, add_service, joined, offers, several, used
 from .view import MAX_ROTATIONS, Node, RRset, View, rotations
 from .wire import IPAddress, IPNetwork, Record
 
@@ -18,17 +19,10 @@ __all__ = ["MAX_ROTATIONS", "Entry", "Index", "Network", "RRset", "Service", "Vi
 
 _PTR = wire.key(wire.PTR)
 MAX_OWNERS = 256
+MAX_NODES = 4096
+"""Nodes that an index keeps once they were asked for."""
 NEGATIVE_S = 5
 """The TTL of negative answers. It is short, as a container may get the name within seconds."""
-
-
-@dataclass(frozen=True, slots=True)
-class Service:
-    """A service of an endpoint, for an SRV record: for example `name` "http", `proto` "tcp"."""
-
-    name: str
-    proto: str
-    port: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,30 +69,12 @@ class Network:
     rank: tuple[int, ...] = ()
 
 
-@dataclass(slots=True)
-class _Share:
-    """The records that one endpoint contributes to names, by its id.
-
-    Attributes:
-        source: the endpoint's id; empty for the network itself.
-        weak: used only if no other endpoint has the name.
-        node: the node of the names that no other endpoint has. They share it: an endpoint has a dozen names with the
-            same records, and each node of its own would take half a kilobyte.
-    """
-
-    source: str
-    records: tuple[Record, ...]
-    healthy: bool = True
-    weak: bool = False
-    node: Node | None = field(default=None, init=False, compare=False, repr=False)
-
-
 class Index:
     """The names of one network.
 
     Attributes:
         network: the network.
-        nodes: the records, by name.
+        names: who has each name: the share of one endpoint, or those of several.
         views: the views that use this index.
         entries: the endpoints with names, by id.
         unnamed: ids of endpoints whose names are not known yet.
@@ -108,7 +84,7 @@ class Index:
 
     def __init__(self, network: Network, domain: bytes, apex: Iterable[Record]) -> None:
         self.network = network
-        self.nodes: dict[bytes, Node] = {}
+        self.names: dict[bytes, Share | tuple[Share, ...]] = {}
         self.views: WeakSet[View] = WeakSet()
         self.entries: dict[str, Entry] = {}
         self.unnamed: set[str] = set()
@@ -116,8 +92,9 @@ class Index:
         self._domain = domain
         self._suffixes = _suffixes(network.name, domain)
         self.zone = self._suffixes[1] if len(self._suffixes) > 1 else b""
-        self._shares: dict[bytes, tuple[_Share, ...]] = {}
-        self._names: dict[str, tuple[bytes, ...]] = {}
+        self._unused: dict[bytes, tuple[Share, ...]] = {}  # a short id that several endpoints have
+        self._nodes: dict[bytes, Node] = {}
+        self._names_by_source: dict[str, tuple[bytes, ...]] = {}
         self._put("", self._own(tuple(apex)))
 
     def add(self, entry: Entry) -> None:
@@ -132,80 +109,89 @@ class Index:
         if self.entries.pop(entry_id, None) is not None:
             self._put(entry_id, {})
 
-    def _put(self, source: str, new: Mapping[bytes, _Share]) -> None:
-        before = self._names.pop(source, ())
+    def find(self, name: bytes) -> Node | None:
+        """Return the node of a lower-case name; None if there is none.
+
+        A node is made when it is asked for. Most names are never asked for, and a node takes half a kilobyte.
+        Where records are rotated, it also has the turn: forgotten nodes begin with the first record again.
+        """
+        node = self._nodes.get(name)
+        if node is None and (found := self.names.get(name)) is not None:
+            if len(self._nodes) >= MAX_NODES:
+                self._nodes.clear()
+            node = self._nodes[name] = self._node(name, used(several(found)))
+        return node
+
+    def _put(self, source: str, new: Mapping[bytes, Share]) -> None:
+        before = self._names_by_source.pop(source, ())
+        if new:
+            self._names_by_source[source] = tuple(new)
         for name in before:
             if name not in new:
-                self._withdraw(name, source)
+                self._set(name, tuple(share for share in self._shares(name) if share.source != source))
         for name, share in new.items():
             self._contribute(name, share)
-        if new:
-            self._names[source] = tuple(new)
-        for name in {*before, *new}:
-            self._rebuild(name)
 
-    def _withdraw(self, name: bytes, source: str) -> None:
-        if left := tuple(share for share in self._shares[name] if share.source != source):
-            self._shares[name] = left
-        else:
-            del self._shares[name]
-
-    def _contribute(self, name: bytes, new: _Share) -> None:
+    def _contribute(self, name: bytes, new: Share) -> None:
         """Add a share; one of the same endpoint is replaced, and stays where it is in the order."""
-        before = self._shares.get(name, ())
+        before = self._shares(name)
         if any(share.source == new.source for share in before):
-            self._shares[name] = tuple(new if share.source == new.source else share for share in before)
+            self._set(name, tuple(new if share.source == new.source else share for share in before))
         else:
-            self._shares[name] = (*before, new)
+            self._set(name, (*before, new))
 
-    def _rebuild(self, name: bytes) -> None:
-        shares = _used(self._shares.get(name, ()))
+    def _shares(self, name: bytes) -> tuple[Share, ...]:
+        """Return all shares of a name, also if it is not used."""
+        return several(self.names.get(name) or self._unused.get(name, ()))
+
+    def _set(self, name: bytes, shares: tuple[Share, ...]) -> None:
+        """Set the shares of a name, and have it looked up anew."""
+        self._unused.pop(name, None)
+        self._nodes.pop(name, None)
         removed = False
-        if not shares:
-            removed = self.nodes.pop(name, None) is not None
-        elif len(shares) == 1:
-            (share,) = shares
-            if share.node is None:
-                share.node = self._node(shares)
-            self.nodes[name] = share.node
+        if used(shares):
+            self.names[name] = shares if len(shares) > 1 else shares[0]
         else:
-            self.nodes[name] = self._node(shares)
+            removed = self.names.pop(name, None) is not None
+            if shares:
+                self._unused[name] = shares
         for view in self.views:
             view.forget(name, removed=removed)
 
-    def _node(self, shares: Iterable[_Share]) -> Node:
+    def _node(self, name: bytes, shares: Iterable[Share]) -> Node:
         by_kind: dict[bytes, dict[bytes, None]] = {}
         for share in shares:
-            for record in share.records:
+            for record in share.at(name):
                 packed = wire.pack(wire.TO_QUESTION, record, self.network.ttl_s)
                 by_kind.setdefault(wire.key(record.type), {})[packed] = None
         # PTR records are not rotated: the first name of an address is its main one.
         return {kind: RRset(tuple(records), turning=kind != _PTR) for kind, records in by_kind.items()}
 
-    def _own(self, apex: tuple[Record, ...]) -> dict[bytes, _Share]:
+    def _own(self, apex: tuple[Record, ...]) -> dict[bytes, Share]:
         """Return the network's own names: the domain, the host, and its zone."""
         host = b"\x04host" + self._domain
-        shares = {self._domain: _Share("", apex), host: _Share("", tuple(map(wire.address, self.network.hosts)))}
-        shares |= {wire.reverse(address): _Share("", (Record(wire.PTR, host),)) for address in self.network.hosts}
-        nothing = _Share("", ())
+        shares = {self._domain: Share("", apex), host: Share("", tuple(map(wire.address, self.network.hosts)))}
+        shares |= {wire.reverse(address): Share("", (Record(wire.PTR, host),)) for address in self.network.hosts}
+        nothing = Share("")
         for suffix in self._suffixes[1:]:
-            _add_parents(shares, suffix, _limit(suffix, self._domain), nothing)
+            add_parents(shares, suffix, _limit(suffix, self._domain), nothing)
             shares.setdefault(suffix, nothing)
         return shares
 
-    def _names_of(self, entry: Entry) -> dict[bytes, _Share]:
-        shares: dict[bytes, _Share] = {}
+    def _names_of(self, entry: Entry) -> dict[bytes, Share]:
+        shares: dict[bytes, Share] = {}
         refused: list[str] = []
         records = tuple(map(wire.address, entry.addresses))
-        strong = _Share(entry.id, records, entry.healthy)
-        nothing, weak = _Share(entry.id, ()), replace(strong, weak=True)
+        strong = Share(entry.id, records, healthy=entry.healthy)
+        nothing, weak = Share(entry.id), replace(strong, weak=True)
+        offered = {share.weak: list(offers(entry.services, share)) for share in (strong, weak)}
         main = b""
         for text in dict.fromkeys((*entry.names, entry.short)) if entry.short else entry.names:
             addresses = strong if text in entry.names else weak
             name = b""
             for suffix in self._suffixes:
                 try:
-                    longer = _joined(wire.to_wire(text), suffix)
+                    longer = joined(wire.to_wire(text), suffix)
                 except ValueError:
                     refused += [text] if not suffix.rstrip(b"\0") else []
                     continue
@@ -214,9 +200,9 @@ class Index:
                     continue
                 name = longer
                 shares[name] = addresses
-                _add_parents(shares, name, suffix, nothing)
-                for service in entry.services:
-                    self._add_service(shares, service, name, addresses, nothing)
+                add_parents(shares, name, suffix, nothing)
+                for prefix, offer in offered[addresses.weak]:
+                    add_service(shares, prefix, name, offer, nothing)
             main = main or name
         self._add_reverse(shares, entry, main)
         self.refused.pop(entry.id, None)
@@ -232,7 +218,7 @@ class Index:
         return not special_use.is_reserved(name)
 
     @staticmethod
-    def _add_reverse(shares: dict[bytes, _Share], entry: Entry, main: bytes) -> None:
+    def _add_reverse(shares: dict[bytes, Share], entry: Entry, main: bytes) -> None:
         """Add PTR records for the addresses: to one fully qualified name, and to those in `entry.reverse`."""
         targets = [main] if main else []
         for text in entry.reverse:
@@ -242,19 +228,7 @@ class Index:
                 continue
         records = tuple(Record(wire.PTR, target) for target in targets if target == main or target in shares)
         for address in entry.addresses if records else ():
-            shares[wire.reverse(address)] = _Share(entry.id, records)
-
-    @staticmethod
-    def _add_service(
-        shares: dict[bytes, _Share], service: Service, target: bytes, like: _Share, nothing: _Share
-    ) -> None:
-        try:
-            name = _joined(wire.to_wire(f"_{service.name}._{service.proto}"), target)
-        except ValueError:
-            return
-        before = shares[name].records if name in shares else ()
-        shares[name] = replace(like, records=(*before, wire.srv(service.port, target)))
-        _add_parents(shares, name, target, nothing)
+            shares[wire.reverse(address)] = Share(entry.id, records)
 
 
 class Zones:
@@ -326,26 +300,6 @@ class Zones:
         return view
 
 
-def _joined(name: bytes, suffix: bytes) -> bytes:
-    joined = name[:-1] + suffix
-    if len(joined) > wire.LONGEST_NAME:
-        raise ValueError("the name is too long")
-    return joined
-
-
-def _add_parents(shares: dict[bytes, _Share], name: bytes, limit: bytes, nothing: _Share) -> None:
-    """Add the parents of a name up to `limit`, as empty non-terminals (RFC 8020). `nothing`: a share of no record.
-
-    If `limit` is the root, no parent is added: the name is in no zone of ours.
-    """
-    if limit == wire.ROOT:
-        return
-    at = name[0] + 1
-    while at < len(name) - len(limit):
-        shares.setdefault(name[at:], nothing)
-        at += name[at] + 1
-
-
 def _limit(suffix: bytes, domain: bytes) -> bytes:
     """Return the highest local parent of a network's zone."""
     return domain if suffix.endswith(domain) else suffix
@@ -355,18 +309,9 @@ def _suffixes(network: str, domain: bytes) -> list[bytes]:
     """Return the suffixes of an endpoint's name: none, the network, and the network with the domain."""
     try:
         zone = wire.to_wire(network)
-        return [wire.ROOT, zone, _joined(zone, domain)] if zone != wire.ROOT else [wire.ROOT]
+        return [wire.ROOT, zone, joined(zone, domain)] if zone != wire.ROOT else [wire.ROOT]
     except ValueError:  # the network's name is too long for a domain name: endpoints have short names only
         return [wire.ROOT]
-
-
-def _used(shares: Sequence[_Share]) -> Sequence[_Share]:
-    """Return the shares of a name that are used. A weak share is used only if it is the only one."""
-    strong = [share for share in shares if not share.weak]
-    if not strong:
-        return shares if len(shares) == 1 else []
-    healthy = [share for share in strong if share.healthy]
-    return healthy if any(share.records for share in healthy) else strong
 
 
 def _order(index: Index) -> tuple[tuple[int, ...], str, str]:
