@@ -8,6 +8,7 @@ addresses and ports are released. Objects with netplug's mark that belong to no 
 import asyncio
 from collections.abc import Awaitable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from time import process_time
 
 import structlog
 
@@ -32,6 +33,7 @@ from netplug.drivers.steps import (
 from netplug.engine import Engine
 from netplug.engine.audit import orphans
 from netplug.engine.conditions import Difference
+from netplug.engine.contests import CONTEST
 from netplug.engine.firewall_commits import SETTLE_S, Commits
 from netplug.engine.firewalld import blocked
 from netplug.engine.foreign_addresses import conflicting
@@ -195,17 +197,19 @@ class Reconciler:
 
         `patient`: without what others change back again and again until its next repair is due.
         """
+        began, contests = process_time(), self._engine.drifts.contests
         if not patient:
-            self._engine.drifts.contests.pardon()
+            contests.pardon()
         if asked:
             await self._engine.restored.end()
         look, mended = await self._look(), self._engine.executor.mended
         mended.clear()
         if not await self._heal(look):
-            self._engine.drifts.remain(())
+            self._engine.drifts.remain(look.differences)  # what rests
             return []
         left = await self.drift()
-        after = {(it.owner, it.object) for it in (*left, *self._engine.conditions.all())}
+        contests.spent(process_time() - began)
+        after = {(it.owner, it.object) for it in (*left, *self._engine.conditions.all(without=CONTEST))}
         repaired = [it for it in look.differences if (it.owner, it.object) not in after]
         dropped = {step.key for step in look.drifted.keys() - self._owners().keys()}  # logged with their dead endpoints
         # What was mended and differs already is another program's work.

@@ -6,11 +6,12 @@ from itertools import pairwise
 import pytest
 from engine_host import NEXT, Host
 
+from netplug import reconcile
 from netplug.drivers.steps import Bridge, Element, Step, Table
 from netplug.drivers.tables import NETWORKS
 from netplug.engine import contests as module
 from netplug.engine.conditions import Conditions, Difference
-from netplug.engine.contests import FREE, LONGEST_S, RECOVERY_S, Contests
+from netplug.engine.contests import FREE, LONGEST_S, RECOVERY_S, SHARE, Contests
 from netplug.engine.happenings import Kind
 from netplug.kernel.api import Comparison
 
@@ -84,6 +85,65 @@ def test_contest_is_told_once_and_is_over_when_the_other_program_ends(contests: 
     assert contests.due_s() is None
 
 
+def test_what_a_person_does_soon_after_a_contest_is_repaired_at_once(contests: Contests, clock: Clock) -> None:
+    """The other program has ended: one repair after the longest pause, and some seconds of peace, end it."""
+    insist(contests, clock, 300)
+    ended = clock.now
+    while contests.rests(BRIDGE):
+        clock.now += 0.25
+    assert clock.now - ended <= LONGEST_S
+    contests.repaired([LOST])
+    contests.report(())
+    assert contests.rests(BRIDGE)
+    peace = contests.due_s()
+    assert peace is not None
+    assert peace <= 10 * RECOVERY_S
+    clock.now += peace
+    contests.report(())
+    assert not contests._conditions.all()
+    assert not contests.rests(BRIDGE)
+
+
+def test_peace_is_longer_where_a_repair_takes_long(contests: Contests, clock: Clock) -> None:
+    """A change every five seconds is harmless to a small host, and would keep a large one busy."""
+    for cost_s, repaired in ((0.05, 200), (1.0, 60)):
+        contests.pardon()
+        contests.spent(cost_s)
+        count, ends = 0, clock.now + 1000
+        while clock.now < ends:
+            if not contests.rests(BRIDGE):
+                contests.repaired([LOST])
+                count += 1
+            clock.now += 5
+            contests.report({BRIDGE.key})
+        assert count * cost_s <= 1000 / SHARE + FREE * cost_s
+        assert count >= repaired * 0.8
+
+
+def test_time_while_it_differs_is_no_peace(contests: Contests, clock: Clock) -> None:
+    insist(contests, clock, 60)
+    contests.repaired([LOST])
+    contests.report({BRIDGE.key})
+    clock.now += LONGEST_S - 0.5
+    assert contests.rests(BRIDGE)
+    assert contests.due_s() == pytest.approx(0.5)
+    contests.report({BRIDGE.key})
+    assert contests.concerns(BRIDGE.key)
+    clock.now += 0.5
+    assert not contests.rests(BRIDGE)
+
+
+def test_contest_is_over_too_when_the_other_program_takes_its_change_back(contests: Contests, clock: Clock) -> None:
+    insist(contests, clock, 60)
+    contests.report(())
+    assert contests.concerns(BRIDGE.key)
+    clock.now += LONGEST_S * RECOVERY_S
+    contests.report(())
+    assert not contests.concerns(BRIDGE.key)
+    assert not contests._conditions.all()
+    assert contests.due_s() is None
+
+
 def test_elements_rest_with_their_table_and_nothing_else_does(contests: Contests, clock: Clock) -> None:
     insist(contests, clock, 5)
     for _ in range(FREE):
@@ -152,6 +212,44 @@ async def test_what_is_changed_back_before_anybody_looks_counts_as_repaired(
         await host.reconciler.repair(patient=True)
     assert any("another program" in it.what for it in await host.reconciler.diff())
     assert host.engine.drifts.contests.rests(blue)
+
+
+async def test_what_rests_still_differs_in_the_looks_between_two_repairs(host: Host) -> None:
+    """Else these would count as peace, and the next ten repairs had no pause."""
+    told: list[Kind] = []
+    blue, _ = bridges(host)
+    clock = host.engine.drifts.contests._clock = Clock()
+    repairs, seconds = 0, 100
+    for _ in range(4 * seconds):
+        repairs += blue.key in host.kernel._world.state
+        host.kernel.lose(blue.key)
+        await host.reconciler.repair(patient=True)
+        if repairs == 2 * FREE and not host.engine.happenings.watchers:
+            host.engine.happenings.watchers.append(lambda it: told.append(it.kind))
+        clock.now += 0.25
+    # Ten and some, since a quarter of a second of peace each time forgets a quarter of a repair; then pauses that grow.
+    assert FREE <= repairs <= 1.5 * FREE + 5 + seconds / LONGEST_S
+    assert host.engine.happenings.watchers
+    assert not {Kind.FAULT_FOUND, Kind.FAULT_OVER, Kind.DRIFT_FOUND, Kind.DRIFT_OVER} & set(told)
+
+
+async def test_a_repair_that_takes_long_is_what_peace_is_measured_by(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not a comparison without a repair, which takes less."""
+    contests, seconds = host.engine.drifts.contests, 0.0
+
+    def spending() -> float:
+        nonlocal seconds
+        seconds += 0.5
+        return seconds
+
+    monkeypatch.setattr(reconcile, "process_time", spending)
+    host.kernel.lose(bridges(host)[0].key)
+    await host.reconciler.repair(patient=True)
+    assert contests._recovery_s == SHARE * 0.5
+    await host.reconciler.repair(patient=True)
+    assert contests._recovery_s == SHARE * 0.5
 
 
 async def test_table_that_another_program_deletes_each_time_costs_a_bounded_number_of_repairs(host: Host) -> None:
