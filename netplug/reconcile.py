@@ -329,7 +329,7 @@ class Reconciler:
             changes, base_plan = self._engine.kernel.changes, self._engine.base_plan
             links = LinkChanges(changes.ours(), base_plan, self._engine.drifts.contests, self._on_time)
             group.create_task(keep("look", links.run))
-            commits = Commits(changes.commits(), base_plan, self._repaired_something)
+            commits = Commits(changes.commits(), changes.tables(), base_plan, self._repaired_something)
             group.create_task(keep("commits", commits.run))
             group.create_task(keep("host", self._on_change_of_host))
             group.create_task(self.garbage.run(suspects, self._repaired_something))

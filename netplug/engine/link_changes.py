@@ -9,6 +9,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from time import process_time
 
+from netplug.engine.allowance import Allowance
 from netplug.engine.base_plan import BasePlan
 from netplug.engine.contests import Contests
 from netplug.engine.happenings import because
@@ -20,25 +21,8 @@ REST_SHARE, LONGEST_INTERVAL_S = 0.003, 300.0
 enters the sandboxes of all endpoints that have a namespace of their own (0.7 ms). Nearly all changes are told of."""
 SETTLE_S = 0.1
 """Time to let a burst of foreign changes to links end."""
-_SHARE, _SAVED_S, _LONGEST_S = 20, 1.0, 15.0
-"""Comparisons that find nothing take at most one part in so many of a processor in the long run; how much of it is
-saved for a burst of changes, in seconds; the longest pause between two."""
-
-
-class Allowance:
-    """Processor time for comparisons that find nothing (a token bucket), in seconds."""
-
-    def __init__(self, now: float) -> None:
-        self._left_s = _SAVED_S
-        self._at = now
-
-    def spend(self, now: float, spent_s: float) -> float:
-        """Take note of a comparison that ends now; return how long the next one has to wait, in seconds."""
-        self._left_s = min(_SAVED_S, self._left_s + (now - self._at) / _SHARE) - spent_s
-        self._at = now
-        wait_s = min(max(0.0, -self._left_s) * _SHARE, _LONGEST_S)
-        self._left_s = max(self._left_s, -_LONGEST_S / _SHARE)
-        return wait_s
+SHARE = 20
+"""Comparisons that find nothing take at most one part in so many of a processor in the long run."""
 
 
 class LinkChanges:
@@ -60,7 +44,7 @@ class LinkChanges:
     async def run(self) -> None:
         """React until cancelled."""
         clock, ready = asyncio.get_running_loop().time, 0.0
-        allowance = Allowance(clock())
+        allowance = Allowance(clock(), SHARE)
         while True:
             cause = "another program changed a link"
             try:

@@ -342,9 +342,30 @@ class TestLinuxTables(LinuxHost, TablesSuite):
         for _ in range(3):
             await asyncio.sleep(0)
         assert not kernel.changes.commits().is_set()
+        assert not kernel.changes.tables().is_set()
         run("nft", "delete", "table", *NETWORKS.split())
         async with asyncio.timeout(VANISH_DEADLINE_S):
             await kernel.changes.commits().wait()
+
+    async def test_commits_to_tables_of_ours_are_told_apart(self, kernel: LinuxKernel) -> None:
+        """Whatever they change there: others have no business in it, so all is compared at once."""
+        await kernel.ensure((NETWORKS_TABLE, LED))
+        commits, ours = kernel.changes.commits(), kernel.changes.tables()
+        ours.clear()
+        for command, touched in (
+            ("add table inet site; add chain inet site one", False),
+            (f"flush map {NETWORKS} {LED.set}", True),
+            ("add rule inet site one drop", False),
+            (f"add rule {NETWORKS} forward accept", True),
+            (f"add table inet other; delete table inet site; delete table {NETWORKS}", True),
+            ("delete table inet other", False),
+        ):
+            commits.clear()
+            run("nft", command)
+            async with asyncio.timeout(VANISH_DEADLINE_S):
+                await commits.wait()
+            assert ours.is_set() == touched, command
+            ours.clear()
 
     async def test_tables_of_others_are_seen(self, kernel: LinuxKernel) -> None:
         await kernel.ensure((NETWORKS_TABLE, LED))

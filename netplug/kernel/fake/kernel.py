@@ -69,6 +69,7 @@ class FakeKernel:
         self.counted: dict[str, LinkCounters] = {}
         self.changed = asyncio.Event()
         self.committed = asyncio.Event()
+        self.touched = asyncio.Event()
         self.moved = Signal()
         self.rerouted = asyncio.Event()
         self._world = World(self.foreign)
@@ -246,7 +247,7 @@ class FakeKernel:
     @property
     def changes(self) -> FakeChanges:
         """The events that tests set."""
-        return FakeChanges(self.changed, self.committed, self.moved, self.rerouted)
+        return FakeChanges(self.changed, self.committed, self.touched, self.moved, self.rerouted)
 
     @property
     def firewall(self) -> FakeFirewall:
@@ -268,6 +269,7 @@ class FakeKernel:
         self.changed = asyncio.Event()
         self.resolution.restarted = asyncio.Event()
         self.committed = asyncio.Event()
+        self.touched = asyncio.Event()
         self.moved = Signal()
         self.rerouted = asyncio.Event()
         self._world.lost.clear()

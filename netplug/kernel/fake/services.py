@@ -97,6 +97,7 @@ class FakeChanges:
 
     changed: asyncio.Event
     committed: asyncio.Event
+    touched: asyncio.Event
     moved: Signal
     rerouted: asyncio.Event
 
@@ -107,6 +108,10 @@ class FakeChanges:
     def commits(self) -> asyncio.Event:
         """Return the event that says that others changed the firewall."""
         return self.committed
+
+    def tables(self) -> asyncio.Event:
+        """Return the event that says that others changed tables of ours."""
+        return self.touched
 
     def underlay(self) -> asyncio.Event:
         """Return an event that says that links of others changed."""

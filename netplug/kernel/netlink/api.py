@@ -13,6 +13,9 @@ class Changes(Protocol):
     def commits(self) -> asyncio.Event:
         """Return the event that is set when others changed the firewall, be it ours or not; the caller clears it."""
 
+    def tables(self) -> asyncio.Event:
+        """Return the event that is set, before that of commits, when a commit changed a table of ours; as `ours`."""
+
     def underlay(self) -> asyncio.Event:
         """Return an event that is set when addresses or the mtu of links of others have changed.
 

@@ -21,6 +21,10 @@ class KernelChanges:
         """Return the event that is set when others changed the firewall."""
         return self._foreign.commits
 
+    def tables(self) -> asyncio.Event:
+        """Return the event that is set when others changed a table of ours."""
+        return self._foreign.tables
+
     def underlay(self) -> asyncio.Event:
         """Return an event that is set when addresses or the mtu of links of others have changed."""
         return self._foreign.underlay.listen()

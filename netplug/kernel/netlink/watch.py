@@ -34,6 +34,8 @@ _NETLINK_NETFILTER = 12
 _NFNLGRP_NFTABLES = 7
 _NFT_MSG_NEWGEN = (10 << 8) | 15
 _NFTA_GEN_ID, _NFTA_GEN_PROC_NAME = 1, 3
+_TABLES, _TABLE_AT = b"netplug", 8
+"""How names of our tables begin, and where they are in a message: behind struct nfgenmsg and the attribute's head."""
 _SOL_NETLINK, _NETLINK_ADD_MEMBERSHIP = 270, 1
 _IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_PROTINFO, _IFLA_PROP_LIST, _IFLA_ALT_IFNAME = 1, 3, 4, 12, 52, 53
 _NETCONFA_FORWARDING = 2
@@ -76,7 +78,8 @@ class LinkState:
 class ForeignChanges:
     """Sets `event` on a foreign change to our links or entries, and `commits` on one to the firewall.
 
-    Sets `underlay` if a foreign link got or lost an address, or changed its MTU.
+    Sets `tables` before `commits` if it was one to tables of ours, by their names. Sets `underlay` if a foreign link
+    got or lost an address, or changed its MTU.
 
     Args:
         wanted: returns how a link, by name, is to be that we created and did not remove; None for all others.
@@ -96,6 +99,8 @@ class ForeignChanges:
     ) -> None:
         self.event = asyncio.Event()
         self.commits = asyncio.Event()
+        self.tables = asyncio.Event()
+        self._touched = False
         self.underlay = Signal()
         self._links: dict[int, LinkState] = {}
         self._ports: dict[int, PortFlags] = {}
@@ -142,6 +147,7 @@ class ForeignChanges:
                 return
             except OSError:  # ENOBUFS: messages were lost, so anything may have changed
                 self.event.set()
+                self.tables.set()
                 self.commits.set()
                 self.underlay.set()
                 return
@@ -224,11 +230,16 @@ class ForeignChanges:
 
     def _on_nft(self, data: bytes) -> None:
         for kind, body in messages(data):
-            if kind == _NFT_MSG_NEWGEN:
-                found = attrs(body, 4)
-                generation = int.from_bytes(found.get(_NFTA_GEN_ID, b""), "big")
-                if not self._is_own_work(generation, string(found.get(_NFTA_GEN_PROC_NAME))):
-                    self.commits.set()
+            if kind != _NFT_MSG_NEWGEN:
+                # The first attribute of all others is the table; what belongs to a commit comes before its generation.
+                self._touched = self._touched or body.startswith(_TABLES, _TABLE_AT)
+                continue
+            found, touched, self._touched = attrs(body, 4), self._touched, False
+            generation = int.from_bytes(found.get(_NFTA_GEN_ID, b""), "big")
+            if not self._is_own_work(generation, string(found.get(_NFTA_GEN_PROC_NAME))):
+                if touched:
+                    self.tables.set()
+                self.commits.set()
 
     def close(self) -> None:
         """Stop listening."""
