@@ -108,15 +108,17 @@ class Reconciler:
     async def load(self) -> None:
         """Load all records, and finish interrupted operations as far as possible."""
         engine = self._engine
+        await engine.allocator.load()
+        await engine.supervisor.attempt("returned leases", engine.endpoint_leases.return_of_dying())
         await engine.supervisor.attempt("journal", engine.journal.recover())
         await engine.restored.load()
         await engine.registry.load()
-        await engine.allocator.load()
         unread = engine.allocator.unreadable.items()
         engine.quarantine.replace(IPAM, {key: Unusable(key, {}, why) for key, why in unread})
         await engine.base_plan.load()
         await engine.host_names.load()
         await engine.supervisor.attempt("leases", self._audit_leases())
+        await engine.supervisor.attempt("pending leases", engine.endpoint_leases.settle_all())
 
     async def _audit_leases(self) -> None:
         """Release leases of networks and endpoints without a record: a crash came before the record was written."""

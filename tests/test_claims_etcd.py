@@ -3,12 +3,14 @@
 import asyncio
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace
 from ipaddress import ip_address, ip_network
 
 import pytest
 from etcd_server import Member, needs_etcd
 
-from netplug.cluster.claims import SharedLeases
+from netplug.cluster.claims import NotAdmitted, SharedLeases
+from netplug.cluster.identity import AdmissionGate
 from netplug.ipam.allocator import SECOND_TRIES, Allocator
 from netplug.ipam.errors import IpamError
 from netplug.ipam.lease import Lease, Owner, OwnerKind
@@ -19,6 +21,7 @@ from netplug.store.access import EtcdAccess
 from netplug.store.api import Compare, Delete, Put
 from netplug.store.etcd import EtcdStore
 from netplug.store.leases import StoredLeases
+from netplug.store.restore_guard import RestoreGuard
 from netplug.store.sqlite import SqliteStore
 
 pytestmark = needs_etcd
@@ -126,3 +129,26 @@ async def test_what_a_dead_daemon_claimed_is_its_hosts(etcd: Member) -> None:
     assert await StoredLeases(locals_[0]).load() == ([], [lease])
     for it in (store, *locals_):
         await it.close()
+
+
+async def test_who_waits_for_a_release_is_written_later_if_the_store_does_not_answer(etcd: Member) -> None:
+    store, local = await EtcdStore.open(EtcdAccess((etcd.host,))), await SqliteStore.open(":memory:")
+    gate = AdmissionGate(RestoreGuard(store, HOSTS[0]))
+    leases = SharedLeases(local, gate, HOSTS[0])
+    mine = Lease("global/10.8.0.0/24", ip_address("10.8.0.9"), Owner(OwnerKind.ENDPOINT, "web"))
+    waiting, other = (replace(mine, owner=it) for it in (Owner(OwnerKind.PENDING), Owner(OwnerKind.ENDPOINT, "db")))
+    gate.refusal = ""
+    assert await leases.claim(mine)
+    gate.refusal = "this host is not admitted"
+    with pytest.raises(NotAdmitted):
+        await leases.update(other)
+    assert await leases.update(waiting)
+    assert await StoredLeases(local).load() == ([], [waiting])
+    assert [it.lease for it in await leases.claims(mine.pool)] == [mine]
+    gate.refusal = ""
+    assert await leases.reconcile([mine.pool]) == []
+    assert [it.lease for it in await leases.claims(mine.pool)] == [waiting]
+    await leases.drop(mine.pool, mine.address)
+    assert await leases.claims(mine.pool) == []
+    await store.close()
+    await local.close()

@@ -176,13 +176,26 @@ class SharedLeases:
             return await self._shared.update(lease)
 
     async def update(self, lease: Lease) -> bool:
-        """Store the new owner of a lease; False: there is no such lease."""
+        """Store the new owner of a lease; False: there is no such lease.
+
+        If the shared store does not answer, a lease that only waits for its release is noted here, and `reconcile` does
+        the rest.
+        """
         if not _is_claim(lease):
             return await self._own.update(lease)
-        with self.breaker.request():
-            if not await self._shared.update(lease):
-                return False
-        self._mine[lease_key(lease.pool, lease.address)] = lease
+        key = lease_key(lease.pool, lease.address)
+        self._claiming.add(key)
+        try:
+            with self.breaker.request():
+                if not await self._shared.update(lease):
+                    return False
+        except StoreError as exc:
+            if lease.owner.kind is not OwnerKind.PENDING or key not in self._mine:
+                raise
+            log.warning("claim.kept", address=str(lease.address), reason=str(exc))
+        finally:
+            self._claiming.discard(key)
+        self._mine[key] = lease
         return await self._own.update(lease)
 
     async def drop(self, pool_id: str, address: IPAddress) -> None:
@@ -256,6 +269,7 @@ class SharedLeases:
             for key in before & self._mine.keys() & claims.keys():
                 claim = claims[key]
                 if claim.host == self._host:
+                    await self._correct(key, claim)
                     continue
                 if vouched is None or claim.host in vouched:
                     lost.append((self._mine[key], claim.host))
@@ -264,6 +278,12 @@ class SharedLeases:
                 put = Put(key, stamped(self._mine[key], self._host))
                 await self._store.txn([Compare(key, claim.revision)], [put])
         return lost
+
+    async def _correct(self, key: str, claim: Claim) -> None:
+        """Write who has an address of this host, if the shared store did not hear of it."""
+        lease = self._mine.get(key)
+        if lease is not None and lease != claim.lease and key not in self._claiming:
+            await self._store.txn([Compare(key, claim.revision)], [Put(key, stamped(lease, self._host))])
 
     async def claim_for_others(self, claims: Iterable[tuple[Lease, str]]) -> None:
         """Claim addresses on behalf of other hosts, unless they are claimed or leased to this host."""

@@ -17,6 +17,7 @@ from netplug.engine.contests import Contests
 from netplug.engine.convergence import Convergence
 from netplug.engine.dhcp_leases import DhcpClient, DhcpLeases
 from netplug.engine.drifts import Drifts
+from netplug.engine.endpoint_leases import EndpointLeases
 from netplug.engine.endpoints import Endpoints
 from netplug.engine.exposure import Exposure
 from netplug.engine.garbage_collection import GarbageCollection
@@ -83,9 +84,18 @@ class Engine:
         addressing = Addressing(allocator, self.conflict_detection, drivers)
         self.publishing = Publishing(self.registry, self.journal, kernel, drivers, self.planner)
         self.exposure = Exposure(self.registry, self.conditions, self.publishing)
+        self.endpoint_leases = EndpointLeases(self.registry, self.journal, allocator, store)
         lost_answers = LostAnswers(self.registry, allocator, drivers)
         self.endpoints = Endpoints(
-            self.registry, self.planner, self.journal, addressing, kernel, drivers, self.publishing, lost_answers
+            self.registry,
+            self.planner,
+            self.journal,
+            addressing,
+            kernel,
+            drivers,
+            self.publishing,
+            lost_answers,
+            self.endpoint_leases,
         )
         self.added_ports = AddedPorts(self.registry, self.publishing, self.endpoints, kernel, drivers)
         self.peers = Peers(self.registry, self.base_plan, kernel.changes, self.executor, drivers)

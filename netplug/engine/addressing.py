@@ -6,12 +6,11 @@ from dataclasses import dataclass, replace
 from ipaddress import ip_interface
 
 from netplug.drivers.api import Network, Subnet
-from netplug.drivers.naming import mac_of_address, short
+from netplug.drivers.naming import short
 from netplug.drivers.registry import Drivers
 from netplug.drivers.steps import IPAddress, IPInterface, IPNetwork
 from netplug.engine.conflict_detection import ConflictDetection
 from netplug.engine.records import (
-    EndpointRecord,
     EndpointSpec,
     FrontEnd,
     NetworkRecord,
@@ -267,7 +266,8 @@ class Addressing:
             chosen: list[IPAddress] = [address.ip for address in spec.addresses] or list(wanted)
             for address in chosen:
                 index = _index_of(record.network, address)
-                leased.append(await self._lease(record, index, address, owner, undo))
+                dockers = spec.front_end is FrontEnd.DOCKER
+                leased.append(await self._lease(record, index, address, owner, undo, dockers=dockers))
             if not spec.addresses:
                 open_ = [group for group in _groups(record.network, spec) if not _hit(group, chosen)]
                 leased += [await self._any(record, group, owner, undo) for group in open_]
@@ -279,14 +279,21 @@ class Addressing:
             undo.pop_all()
 
     async def _lease(
-        self, record: NetworkRecord, index: int, address: IPAddress | None, owner: Owner, undo: AsyncExitStack
+        self,
+        record: NetworkRecord,
+        index: int,
+        address: IPAddress | None,
+        owner: Owner,
+        undo: AsyncExitStack,
+        *,
+        dockers: bool = False,
     ) -> Lease:
         pool = record.pools[index]
         lease = self._allocator.lease(pool, address) if address is not None else None
-        if lease is not None and lease.owner.kind is OwnerKind.PENDING:
-            # A lease is kept by name: the MAC that another container left is not for this one.
-            mac = lease.mac if owner.name == lease.owner.name else ""
-            return replace(await self._reassign(lease, owner, undo), mac=mac)
+        if lease is not None and lease.owner.kind is OwnerKind.PENDING and dockers:
+            # `EndpointLeases.settle` gives it to the endpoint. A lease is kept by name: the MAC that another container
+            # left is not for this one.
+            return lease if owner.name == lease.owner.name else replace(lease, mac="")
         kept = self._allocator.retained_for(pool, owner, address)
         lease = await self._conflict_detection.request(pool, address, owner, net=record.network)
         undo.push_async_callback(self._give_back, lease, kept)
@@ -316,24 +323,6 @@ class Addressing:
                     raise
         return await self._lease(record, candidates[-1], None, owner, undo)
 
-    async def release_endpoint(self, record: EndpointRecord) -> None:
-        """Give an endpoint's addresses back.
-
-        If we are Docker's IPAM driver, its ReleaseAddress follows and ends the lease. Until then nobody else gets the
-        address. A sticky network retains it for the endpoint's name.
-        """
-        mac = _own_mac(record)
-        # Addresses from a DHCP server are of no pool.
-        for pool_id, address in zip(record.pools, record.endpoint.addresses, strict=bool(record.pools)):
-            lease = self._allocator.lease(pool_id, address.ip)
-            if lease is None or lease.owner.id != record.endpoint.id:
-                continue
-            pool = self._allocator.pool(pool_id)
-            if record.front_end is FrontEnd.DOCKER and pool is not None and pool.space != EXTERNAL:
-                await self._allocator.assign(pool_id, address.ip, Owner(OwnerKind.PENDING, name=record.name), mac)
-            else:
-                await self._allocator.release_address(pool_id, address.ip, mac=mac)
-
 
 def _groups(net: Network, spec: EndpointSpec) -> tuple[tuple[IPNetwork, ...], ...]:
     """Return sets of subnets. An endpoint gets one address of each set."""
@@ -353,13 +342,6 @@ def lease_of(allocator: Allocator, record: NetworkRecord, address: IPAddress) ->
         if address in subnet.pool and (lease := allocator.lease(pool, address)):
             return lease
     return None
-
-
-def _own_mac(record: EndpointRecord) -> str:
-    """Return an endpoint's MAC if the user chose it; empty if it was made from the address and belongs to that."""
-    endpoint = record.endpoint
-    made = {mac_of_address(address) for address in endpoint.addresses}
-    return "" if endpoint.mac in made else endpoint.mac
 
 
 def _with_length(net: Network, address: IPAddress) -> IPInterface:

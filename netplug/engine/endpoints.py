@@ -3,6 +3,7 @@
 from collections.abc import Collection, Sequence
 from contextlib import AbstractAsyncContextManager, suppress
 from dataclasses import replace
+from functools import partial
 from hashlib import sha256
 
 import structlog
@@ -16,6 +17,7 @@ from netplug.drivers.steps import IPAddress
 from netplug.engine.addressing import Addressing
 from netplug.engine.disagreement import differences_of_endpoint
 from netplug.engine.endpoint_building import EndpointBuilder
+from netplug.engine.endpoint_leases import EndpointLeases
 from netplug.engine.happenings import because
 from netplug.engine.journal import Intent, Journal
 from netplug.engine.listener import EndpointListener, NullListener
@@ -60,9 +62,11 @@ class Endpoints:
         drivers: Drivers,
         publishing: Publishing,
         lost_answers: LostAnswers,
+        endpoint_leases: EndpointLeases,
     ) -> None:
         self._registry = registry
         self._lost_answers = lost_answers
+        self._endpoint_leases = endpoint_leases
         self._journal = journal
         self._addressing = addressing
         self._kernel = kernel
@@ -92,14 +96,16 @@ class Endpoints:
             record = self._registry.network(network_id)
             if (there := self._registry.find(network_id, spec.id)) is not None:
                 if self._lost_answers.is_endpoint(there, spec, [it.ip for it in spec.addresses]):
+                    await self._endpoint_leases.settle(there)
                     return there
                 raise NetplugError("exists", f"endpoint {spec.id[:12]!r} exists already")
             await self._drop_superseded(spec, record)
             return await self._told(await self._builder.create(record, spec, wanted))
 
     async def _told(self, built: EndpointRecord) -> EndpointRecord:
-        """Tell the listener of a new endpoint, which is deleted if it refuses."""
+        """Give a new endpoint what Docker requested for it, and tell the listener; if that fails, it is deleted."""
         try:
+            await self._endpoint_leases.settle(built)
             await self.listener.joined(built)
         except Exception:
             await self.drop(built)
@@ -183,10 +189,11 @@ class Endpoints:
     async def drop(self, built: EndpointRecord) -> None:
         """Delete an endpoint. The caller holds the lock of its network."""
         await self.listener.left(built)
-        await self._journal.take_down(Intent(f"endpoint {short(built.endpoint.id)}", built.present, (built.key,)))
+        intent = Intent(f"endpoint {short(built.endpoint.id)}", built.present, (built.key,))
+        await self._journal.take_down(intent, then=partial(self._endpoint_leases.return_to_docker, built))
         # At once: else reconcile would report what is gone as missing.
         self._registry.forget(built)
-        await self._addressing.release_endpoint(built)
+        await self._endpoint_leases.release(built)
         log.info("endpoint.deleted", endpoint=short(built.endpoint.id), name=built.name)
 
     @uncancellable

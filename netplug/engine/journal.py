@@ -6,7 +6,7 @@ building and for taking down, so recovery has one case.
 
 import asyncio
 import secrets
-from collections.abc import Callable, Collection, Container, Sequence
+from collections.abc import Awaitable, Callable, Collection, Container, Sequence
 from dataclasses import dataclass, replace
 
 import structlog
@@ -35,6 +35,10 @@ class Intent:
     what: str
     plan: Plan
     drop: tuple[str, ...] = ()
+
+
+async def _nothing() -> None:
+    pass
 
 
 class Journal:
@@ -134,8 +138,15 @@ class Journal:
         del self._open[key]
         log.debug("intent.done", intent=key)
 
-    async def take_down(self, intent: Intent, ops: Sequence[Put | Delete] = (), *, durable: bool = False) -> None:
-        """Do `ops`, revert an intent's plan and delete its records.
+    async def take_down(
+        self,
+        intent: Intent,
+        ops: Sequence[Put | Delete] = (),
+        *,
+        durable: bool = False,
+        then: Callable[[], Awaitable[None]] = _nothing,
+    ) -> None:
+        """Do `ops`, revert an intent's plan, do `then`, which does not fail, and delete its records.
 
         `ops` and the intent are one transaction: after a crash, recovery follows the new records. What could not be
         reverted stays in the journal, and `recover` retries it. The caller's object is gone in any case, as Docker and
@@ -143,7 +154,9 @@ class Journal:
         """
         key = await self.begin(intent, ops)
         deletes = tuple(Delete(name) for name in intent.drop)
-        if await self._revert(intent):
+        reverted = await self._revert(intent)
+        await then()
+        if reverted:
             await self.commit(key, deletes, durable=durable)
             return
         await self._leave(key, replace(intent, drop=()), deletes, durable=durable)
@@ -202,6 +215,12 @@ class Journal:
         # Each comparison asks several times, and a plan may have thousands of ports.
         self._keys = {key: self._keys.get(key) or _keys(intent) for key, intent in self._open.items()}
         return frozenset[str]().union(*self._keys.values())
+
+    async def dropped(self) -> tuple[str, ...]:
+        """Return the keys of the records that `recover` is about to delete."""
+        async with self._mending:
+            await self._read_once()
+        return tuple(key for intent in self._left.values() for key in intent.drop)
 
     async def recover(self) -> int:
         """Revert the intents that a crash or a failed revert left, and return their number."""
