@@ -59,11 +59,16 @@ def ask(host: Living, name: str = "blue", subnet: str = "") -> tuple[str, str, s
 def make(host: Living, ident: str, name: str = "blue", subnet: str = "", **options: str) -> str:
     """Make a network as `docker network create` does, and return its subnet."""
     _, pool, gateway = ask(host, name, subnet)
+    build(host, ident, name, pool, gateway, **options)
+    return pool
+
+
+def build(host: Living, ident: str, name: str, pool: str, gateway: str, **options: str) -> None:
+    """Create a network whose pool was requested; dockerd repeats it if the answer was lost."""
     data = [{"AddressSpace": "netplug-local", "Pool": pool, "Gateway": gateway}]
     generic = {"mode": "overlay", "name": name, **options}
     wrapped = {"com.docker.network.generic": generic}
     call(host, "NetworkDriver.CreateNetwork", NetworkID=ident * 64, Options=wrapped, IPv4Data=data, IPv6Data=[])
-    return pool
 
 
 def end(host: Living, ident: str, pool: str) -> None:
@@ -94,6 +99,29 @@ def test_each_docker_has_the_network_under_its_own_id(hosts: Hosts) -> None:
     for host in (one, two):
         until(lambda host=host: networks(host) == [], "it is gone")  # type: ignore[misc]
         until(lambda host=host: nothing_left(host), "its pool and all in the kernel are gone")  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("made", ["by Docker", "by the command"])
+def test_a_network_whose_answer_was_lost_is_made_again_once(hosts: Hosts, etcd: Member, made: str) -> None:
+    one = hosts.start(1)
+    if made == "by the command":
+        create(one)
+    _, pool, gateway = ask(one)
+    build(one, "a", "blue", pool, gateway)
+    one.stop()
+    etcd.delete("cluster/members/")  # it died before it had written that
+    one = hosts.start(1)
+    until(lambda: one.do_and_get(lambda daemon: daemon.cluster.mirroring.catalogue.identity), "it is in the cluster")
+    with pytest.raises(RefusedError, match="has option icc True, not False"):
+        build(one, "a", "blue", pool, gateway, icc="false")
+    build(one, "a", "blue", pool, gateway)
+    assert [it["network"] for it in etcd.records("cluster/members/").values()] == ["a" * 64]
+    for ident in "ab":
+        with pytest.raises(RefusedError, match="exists on this host as Docker network 'aaaaaaaaaaaa'"):
+            build(one, ident, "blue", pool, gateway)
+    end(one, "a", pool)
+    until(lambda: networks(one) == ([] if made == "by Docker" else ["blue"]), "it is as before")
+    assert etcd.records("cluster/members/") == {}
 
 
 def test_what_docker_removed_while_the_store_did_not_answer_is_gone_later(hosts: Hosts, etcd: Member) -> None:

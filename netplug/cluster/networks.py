@@ -109,6 +109,8 @@ class Definitions:
         """Build a network under Docker's id, in place of the one that is built here."""
         mirrored = self._mirroring.shared().get(ident)
         if mirrored is not None:
+            if mirrored.network.id == docker and self._engine.networks.answered_anew(docker):
+                return mirrored
             self._refuse_second(mirrored)
             self._refuse_endpoints(mirrored)
             await self._engine.networks.take_down(mirrored.network.id, by=FrontEnd.CLI)

@@ -45,7 +45,7 @@ class LostAnswers:
         for record in found:
             async with self._registry.lock(record.network.id):
                 if self._registry.find_network(record.network.id) is record and self._is_same(record, spec):
-                    return record if self._take(record.network.id) else None
+                    return record if self.take(record.network.id) else None
         return None
 
     def _is_same(self, record: NetworkRecord, spec: NetworkSpec) -> bool:
@@ -70,9 +70,10 @@ class LostAnswers:
             return False
         mode = self._registry.network(built.endpoint.network).network.options.mode
         differs = differences_of_endpoint(built, wanted, addresses, mode, self._drivers)
-        return not differs and self._take(built.endpoint.id)
+        return not differs and self.take(built.endpoint.id)
 
-    def _take(self, ident: str) -> bool:
+    def take(self, ident: str) -> bool:
+        """Tell whether the answer about this object was lost; a second time it was not."""
         if ident not in self._registry.unanswered:
             return False
         self._registry.unanswered.discard(ident)

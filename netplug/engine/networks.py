@@ -86,6 +86,10 @@ class Networks:
             return await self.cluster.create(spec)
         return await self._lost_answers.network(spec) or await self.build(spec)
 
+    def answered_anew(self, ident: str) -> bool:
+        """Tell whether the answer of who created a network was lost, and is given now. The caller has compared them."""
+        return self._lost_answers.take(ident)
+
     async def delete(self, ref: str, *, by: FrontEnd, orphaned: bool = False) -> None:
         """Delete a network, on all hosts that have it; see `take_down`.
 
