@@ -25,6 +25,9 @@ from harness.crash_cluster import ClusterScene
 from harness.crash_scene import Scene
 from harness.snapshot import Snapshot, difference
 
+_ATTEMPTS = 3
+"""The daemon may do some things at once this time that it did one after the other, and so have fewer points."""
+
 
 @dataclass
 class Leak:
@@ -126,31 +129,40 @@ class Run:
         self, way: str, names: Sequence[str], requests: Requests, wanted: Snapshot, back: Requests, origin: Snapshot
     ) -> None:
         self.result.points += len(names)
+        if not names:
+            self._leak(way, 0, "", "no points: nothing was changed, so nothing was tried")
         for number in range(self._first, len(names) + 1, self._stride):
-            if found := self._try(number, requests, wanted, back, origin):
+            for _ in range(_ATTEMPTS):
+                died, found = self._try(number, requests, wanted, back, origin)
+                if died or found:
+                    break
+            self.result.tried += died
+            if found:
                 self._leak(way, number, names[number - 1], found)
                 self._stack.close()
                 self._set_up()
                 if way == "undo":
                     self._scene.run(back)
 
-    def _try(self, number: int, requests: Requests, wanted: Snapshot, back: Requests, origin: Snapshot) -> str:
-        """Let the process die at a point; return what is not as it is to be then."""
-        scene = self._scene
+    def _try(
+        self, number: int, requests: Requests, wanted: Snapshot, back: Requests, origin: Snapshot
+    ) -> tuple[bool, str]:
+        """Let the process die at a point; return whether it did, and what is not as it is to be then."""
+        scene, died = self._scene, False
         try:
             left = scene.run_until(number, requests)
-            self.result.tried += bool(left) or not scene.netplug.running
+            died = bool(left) or not scene.netplug.running
             if self._case.daemon:
                 scene.live_again()
             scene.repeat(left)
             if found := scene.same(wanted):
-                return found
+                return died, found
             scene.run(back)
             found = scene.same(origin)
         except Exception as error:  # noqa: BLE001 - each point is tried
-            return f"{type(error).__name__}: {error}"
+            return died, f"{type(error).__name__}: {error}"
         else:
-            return found and f"after the way back:\n{found}"
+            return died, found and f"after the way back:\n{found}"
 
     def _leak(self, way: str, number: int, after: str, found: str) -> None:
         self.result.leaks.append(Leak(way, number, after, found))

@@ -21,13 +21,16 @@ OPTIONS: dict[str, dict[str, str]] = {
     "macvlan": {"mode": "macvlan", "parent": UPLINK, "host_access": "true"},
     "host": {"mode": "host"},
     "none": {"mode": "none"},
+    "overlay": {"mode": "overlay", "vni": "4242"},
 }
 SUBNETS = {
     "bridge": ("10.80.0.0/24", "fd00:80::/64"),
     "macvlan": ("198.51.100.0/24", "fd00:80::/64"),
     "host": ("10.80.0.0/24", "fd00:80::/64"),
     "none": (),
+    "overlay": ("10.80.0.0/24", "fd00:80::/64"),
 }
+LOCAL = ("bridge", "macvlan", "host", "none")
 Requests = tuple[Request, ...]
 
 
@@ -167,7 +170,7 @@ def docker_cases(driver: str) -> list[Case]:
         Case(driver, "Docker CreateEndpoint, DeleteEndpoint", endpoint, (DELETE_ENDPOINT,), network),
         Case(driver, "Docker Join, Leave", (join, plug_in, READY), (LEAVE, pull_out), (*network, *endpoint)),
     ]
-    if driver in {"bridge", "host"}:
+    if driver == "bridge":  # others publish nothing
         found.append(Case(driver, "Docker ProgramExternalConnectivity, Revoke", (PUBLISH, READY), (UNPUBLISH,), joined))
     return found
 
@@ -405,7 +408,7 @@ OWN_END = (
 
 
 def docker_in_cluster() -> tuple[Requests, Requests, Requests]:
-    """What Docker asks for before it creates a network that the cluster has, the creation, and the deletion."""
+    """What Docker asks for before it creates a network of the cluster, the creation, and the deletion."""
     gateway = {"RequestAddressType": "com.docker.network.gateway"}
     pools: list[Request] = []
     data: list[list[dict[str, str]]] = []
@@ -416,7 +419,7 @@ def docker_in_cluster() -> tuple[Requests, Requests, Requests]:
             ipam("RequestAddress", {"PoolID": f"global/{subnet}", "Address": "", "Options": gateway}),
         ]
         data.append([space | {"Gateway": _at(subnet, 1)}])
-    options = {GENERIC: {"mode": "overlay", "name": "blue"}}
+    options = {GENERIC: OPTIONS["overlay"] | {"name": "blue"}}
     body = {"NetworkID": NET, "Options": options, "IPv4Data": data[0], "IPv6Data": data[1]}
     return tuple(pools), (plugin("CreateNetwork", body),), (DELETE_NETWORK,)
 
@@ -439,6 +442,7 @@ def cluster_cases() -> list[Case]:
     leave: Request = lambda scene: _clustered(scene).leave()  # noqa: E731
     dies: Request = lambda scene: _clustered(scene).third_dies()  # noqa: E731
     forget: Request = lambda scene: _clustered(scene).forget_third()  # noqa: E731
+    (create, setup), (pods_back, teardown) = zip(*((it.do, it.undo) for it in netavark_cases("overlay")), strict=True)
     found = [
         ("network create --cluster, rm", network, back, ()),
         ("attach, detach", (attach("bridge"),), (DETACH,), network),
@@ -446,7 +450,11 @@ def cluster_cases() -> list[Case]:
         ("network update --subnet-add, --subnet-rm", more[:1], more[1:], plugged),
         ("publish, unpublish", ports[:1], ports[1:], plugged),
         ("CNI ADD, DEL", (pod("ADD"),), (pod("DEL"),), network),
+        ("CNI ADD to a new network, GC", (cni("overlay", "ADD"), FOLLOWED), (collect("overlay"), FOLLOWED), ()),
+        ("netavark create, network rm", (*create, FOLLOWED), (*pods_back, FOLLOWED), ()),
+        ("netavark setup, teardown", setup, teardown, (*create, FOLLOWED)),
         ("Docker CreateNetwork, DeleteNetwork", dockers, removed, (*network, *pools)),
+        ("Docker CreateNetwork of a new network", (*dockers, FOLLOWED), (*removed, FOLLOWED), pools),
         ("Docker CreateEndpoint, DeleteEndpoint", OWN_END, (DELETE_ENDPOINT,), (*network, *pools, *dockers)),
         ("Docker Join, Leave", (join, plug_in, READY), (LEAVE, pull_out), (*network, *pools, *dockers, *OWN_END)),
         ("repair", (heal,), (), plugged),
@@ -460,9 +468,9 @@ def cluster_cases() -> list[Case]:
 def cases() -> list[Case]:
     """Return all cases."""
     found: list[Case] = []
-    for driver in OPTIONS:
+    for driver in LOCAL:
         makers: tuple[Callable[[str], list[Case]], ...] = (docker_cases, command_cases, cni_cases, netavark_cases)
         found += [case for make in makers for case in make(driver)]
         found += start_cases(driver) if driver != "none" else []
-    found += cluster_cases() + own_pool_cases() + [case for driver in OPTIONS for case in alone_cases(driver)]
+    found += cluster_cases() + own_pool_cases() + [case for driver in LOCAL for case in alone_cases(driver)]
     return found

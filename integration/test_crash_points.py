@@ -16,9 +16,10 @@ NAMES = (
     "macvlan: attach, detach",
     "host: attach, detach",
     "none: attach, detach",
+    "bridge: Docker container in our pool",
 )
 SAMPLE = {case.name: case for case in cases() if case.name in NAMES}
-STRIDE = 9
+STRIDE = 13
 
 
 @pytest.mark.timeout(300)
@@ -28,3 +29,13 @@ def test_death_at_any_point_leaves_nothing(number: int, case: Case) -> None:
     leaks = (f"{it.way}, point {it.point}, {it.after}:\n{it.difference}" for it in result.leaks)
     assert not result.leaks, "\n".join(leaks)
     assert result.tried
+
+
+def test_case_without_a_point_is_no_success() -> None:
+    """Nothing would be tried."""
+    idle = (lambda scene: scene.run(()),)
+    result = Run(Case("none", "nothing", idle, idle)).run()
+    assert [(it.way, it.difference.partition(":")[0]) for it in result.leaks] == [
+        ("do", "no points"),
+        ("undo", "no points"),
+    ]

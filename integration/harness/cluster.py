@@ -7,6 +7,7 @@ another hop, and links can be cut one by one.
 import json
 import signal
 import subprocess
+from base64 import b64decode
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -100,6 +101,12 @@ class Etcd:
         """Return the keys of netplug's records that begin, and end, so."""
         found = self._ctl("get", "--prefix", _ROOT + prefix, "--keys-only").stdout.split()
         return [it.removeprefix(_ROOT) for it in found if it.endswith(end)]
+
+    def records(self) -> dict[str, dict[str, Any]]:
+        """Return netplug's records, by key."""
+        found = json.loads(self._ctl("get", "--prefix", _ROOT, "--write-out", "json").stdout)
+        pairs = ((b64decode(it["key"]).decode(), json.loads(b64decode(it["value"]))) for it in found.get("kvs", ()))
+        return {key.removeprefix(_ROOT): record["value"] for key, record in pairs}
 
     def delete(self, prefix: str) -> None:
         """Delete all records whose keys begin so."""

@@ -18,6 +18,7 @@ MEANT_TO_STAY = ("cluster/marks/", "confirmed/")
 which only who attaches one reads, while it waits.
 """
 THIRD = ("--ip", "10.80.0.77", "--ip", "fd00:80::77")
+NETWORKS = "cluster/networks/"
 _FOLLOWING_S = 20
 
 
@@ -29,6 +30,7 @@ class ClusterScene(Scene):
         self.there: Member = self._cluster.add()
         host, self._wire = self._cluster.prepare()
         self._third: Member | None = None
+        self._defined: dict[str, str] = {}
         super().__init__(
             host,
             *("--store", self._cluster.etcd.url, *NO_DOCKER),
@@ -37,6 +39,10 @@ class ClusterScene(Scene):
 
     def _prepare(self) -> None:
         self.host.run(["sh", "-ec", "ip netns add web; ip -n web link set lo up"])
+
+    def _words(self) -> dict[str, str]:
+        """Name the networks by their ids in the cluster, too: Docker has them by others."""
+        return super()._words() | self._defined
 
     @property
     def hosts(self) -> tuple[Host, ...]:
@@ -114,6 +120,10 @@ class ClusterScene(Scene):
         """Return all that there is, here and there."""
         mine = self.look()
         there = snapshot(self.there.host)
-        shared = [key for key in self._cluster.etcd.keys("") if not key.startswith(MEANT_TO_STAY)]
+        records = self._cluster.etcd.records()
+        self._defined = {
+            key.removeprefix(NETWORKS): f"<{it['name']}>" for key, it in records.items() if key.startswith(NETWORKS)
+        }
+        shared = [key for key in records if not key.startswith(MEANT_TO_STAY)]
         theirs = {f"there: {name}": there[name] for name in THERE}
         return self.named(mine | theirs | {"etcd": tuple(sorted(shared))})

@@ -304,11 +304,12 @@ class Scene:
 def _named(taken: Snapshot, host: str, ids: dict[str, str]) -> Snapshot:
     """Replace ids that netplug chooses anew for each object, the MACs that follow from them, and times."""
     words = ids | {ident[:12]: word for ident, word in ids.items()}
-    for line in taken["links"]:
-        if found := _OWN_LINK.search(line):
-            mac, short = found[1], found[2]
-            words[mac] = f"<MAC of {words.get(short, short)}>"
-            words[_interface_id(mac)] = f"<EUI-64 of {words.get(short, short)}>"
+    for section, where in (("links", ""), ("there: links", " there")):
+        for line in taken.get(section, ()):
+            if found := _OWN_LINK.search(line):
+                mac, short = found[1], found[2]
+                words.setdefault(mac, f"<MAC of {words.get(short, short)}{where}>")
+                words.setdefault(_interface_id(mac), f"<EUI-64 of {words.get(short, short)}{where}>")
 
     words[host] = "HOST"
 
