@@ -142,6 +142,12 @@ class Host:
 
     async def clone(self) -> "Host":
         """Return another host that is just like this one, with a daemon that has just started."""
+        host = await self.copy()
+        await host.reboot()
+        return host
+
+    async def copy(self) -> "Host":
+        """Return another host that is just like this one, and where no daemon runs."""
         kernel = FakeKernel()
         kernel.__dict__ |= {
             name: copy.deepcopy(value) for name, value in vars(self.kernel).items() if name != "changed"
@@ -150,7 +156,6 @@ class Host:
         host = Host(kernel, await SqliteStore.open(":memory:"))
         records, _ = await self.store.range("")
         await host.store.txn((), [Put(record.key, record.value) for record in records])
-        await host.reboot()
         return host
 
     def live(self, fuse: Fuse | None = None, docker: View | None = None) -> None:

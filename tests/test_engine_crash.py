@@ -290,7 +290,7 @@ async def _live_on(given: Host, case: Case) -> Host:
 
 async def _die(given: Host, case: Case, changes: int, empty: list[str], allowed: set[object]) -> bool:
     """Let the process die after so many changes; True when it came to the end of what it did."""
-    host = await given.clone()
+    host = await given.copy()
     fuse = Fuse(changes)
     host.live(fuse)
     await _load(host)
