@@ -1,6 +1,8 @@
 # All commands for contributors. They need only make, git and Python 3.11 or later.
 SHELL := /bin/bash
 export PATH := $(PATH):/usr/sbin:/sbin
+# Python keeps what it compiled, also where the environment says otherwise: tests start it hundreds of times.
+export PYTHONDONTWRITEBYTECODE :=
 
 VENV := .venv/installed
 SHIM := netplug/frontends/cni/cni-shim

@@ -10,6 +10,9 @@ step() {
     "$@" || failed+=("$name")
 }
 
+# Python compiles the tests on another core meanwhile.
+.venv/bin/python -m pytest --quiet --collect-only tests >/dev/null 2>&1 &
+
 step format .venv/bin/python -m ruff format --check --quiet .
 step lint .venv/bin/python -m ruff check --quiet .
 step types .venv/bin/python -m mypy -p netplug
@@ -18,8 +21,9 @@ step types-of-packaging env MYPYPATH=packaging .venv/bin/python -m mypy packagin
 step imports .venv/bin/lint-imports --no-logo
 # Doctests run through the symbolic links in netplug/, so that each module has only one name.
 step examples .venv/bin/python -m pytest --quiet --doctest-modules netplug
-# Test files run in parallel: those with daemons and stores mostly wait.
-step tests .venv/bin/python -m pytest --numprocesses 2 --dist loadfile tests
+wait
+# Test files run in parallel, more than there are cores: those with daemons and stores mostly wait.
+step tests .venv/bin/python -m pytest --numprocesses 4 --dist loadfile tests
 
 if [ ${#failed[@]} -gt 0 ]; then
     echo "check: failed: ${failed[*]}" >&2
