@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol, TypeGuard, runtime_checkable
 
+from .checked_texts import LinkName, LinkPrefix, MacOrNone
 from .codec import OMIT_DEFAULT
 from .naming import mac_of_address, mac_of_id
 from .options import AnyOption, EndpointOptions, NetworkOptions
@@ -90,7 +91,7 @@ class Endpoint:
     id: str
     network: str
     addresses: tuple[IPInterface, ...] = ()
-    mac: str = ""
+    mac: MacOrNone = ""
     ports: tuple[PortMapping, ...] = ()
     options: EndpointOptions = field(default_factory=EndpointOptions)
 
@@ -117,9 +118,9 @@ class Attachment:
     index. `isolated`: there is no way out, nor shall the runtime add one of its own. `metric`: of the default route.
     """
 
-    link: str | None = None
-    prefix: str = "eth"
-    mac: str = ""
+    link: LinkName | None = None
+    prefix: LinkPrefix = "eth"
+    mac: MacOrNone = ""
     mtu: int = 0
     gateways: tuple[IPAddress, ...] = ()
     routes: tuple[StaticRoute, ...] = ()

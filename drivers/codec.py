@@ -24,6 +24,7 @@ from ipaddress import (
     ip_network,
 )
 from typing import (
+    Annotated,
     Any,
     TypeAlias,
     TypeVar,
@@ -140,7 +141,7 @@ def _stored(cls: type[Any]) -> tuple[str, ...]:
 
 @cache
 def _hints(cls: type[Any]) -> dict[str, Any]:
-    hints = get_type_hints(cls)
+    hints = get_type_hints(cls, include_extras=True)
     return {field.name: hints[field.name] for field in dataclasses.fields(cls)}
 
 
@@ -159,6 +160,8 @@ def _reader(kind: Any) -> Callable[[Any], Any]:
         if types.NoneType not in kinds:  # an address, of either IP version
             return inner
         return lambda data: None if data is None else inner(data)
+    if origin is Annotated:
+        return _checked_reader(*get_args(kind))
     if origin is tuple:
         return _tuple_reader(get_args(kind))
     if origin is not None:  # Mapping[str, …]
@@ -188,6 +191,12 @@ def _plain(kind: Any, data: Json) -> Any:
     if isinstance(data, str) and not data.isascii() and _HALF.search(data):
         raise ValueError(f"{data[:80]!r} is not text")
     return data
+
+
+def _checked_reader(kind: Any, check: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Return the decoder of a type whose values a function checks (`checked_texts`)."""
+    read, checked = _reader(kind), lru_cache(maxsize=1024)(check)
+    return lambda data: checked(read(data))
 
 
 def _tuple_reader(kinds: tuple[Any, ...]) -> Callable[[Any], Any]:

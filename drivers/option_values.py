@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from ipaddress import IPv4Address, ip_address
 from re import ASCII, fullmatch
 
-from .link_names import is_link_name
+from .link_names import is_link_name, is_link_prefix
 
 MACVLAN_MODES = ("bridge", "vepa", "private", "passthru")
 LARGEST_VNI = 2**24 - 1
@@ -42,7 +42,9 @@ def link(text: str) -> str:
 def prefix(text: str) -> str:
     if len(text) > 12:
         raise ValueError("must be an interface prefix of at most 12 characters")
-    return word(text)
+    if not is_link_prefix(word(text)):
+        raise ValueError("must be the beginning of an interface name")
+    return text
 
 
 def ipv4(text: str) -> IPv4Address | None:

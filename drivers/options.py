@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from ipaddress import IPv4Address
 from typing import Any, Generic, TypeAlias, TypeVar, cast
 
+from .checked_texts import LinkOrNone, LinkPrefix
 from .codec import OMIT_DEFAULT, Json
 
 Value: TypeAlias = bool | int | float | str | tuple["Value", ...] | None
@@ -79,14 +80,14 @@ class NetworkOptions:
     mode: str = "bridge"
     name: str = ""
     mtu: int = 0
-    bridge: str = ""
+    bridge: LinkOrNone = ""
     masquerade: bool = True
     icc: bool = True
     spoofchk: bool = True
     slaac: bool = False
     host_binding_ipv4: IPv4Address | None = None
-    ifname: str = "eth"
-    parent: str = ""
+    ifname: LinkPrefix = "eth"
+    parent: LinkOrNone = ""
     macvlan_mode: str = "bridge"
     host_access: bool = False
     sticky: int = 0

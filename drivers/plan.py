@@ -103,9 +103,9 @@ def _parts(data: Json) -> tuple[str, JsonObject]:
     """Return kind and fields of a stored step; no kind: it is none."""
     if not isinstance(data, dict):
         return "", {}
-    kind = str(data.get("step") or "")
-    return kind, {name: value for name, value in data.items() if name != "step"}
+    kind = data.get("step")
+    return kind if isinstance(kind, str) else "", {name: value for name, value in data.items() if name != "step"}
 
 
 def _is_retired(data: Json) -> bool:
-    return isinstance(data, dict) and data.get("step") in _RETIRED
+    return _parts(data)[0] in _RETIRED

@@ -15,6 +15,20 @@ from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
 from typing import Protocol, TypeAlias
 
+from .checked_texts import (
+    ElementText,
+    Family,
+    Flavour,
+    Identifier,
+    LinkName,
+    LinkOrNone,
+    Mac,
+    Namespace,
+    SysctlName,
+    SysctlValue,
+    TableName,
+    TableText,
+)
 from .codec import OMIT_DEFAULT
 
 IPAddress: TypeAlias = IPv4Address | IPv6Address
@@ -65,8 +79,8 @@ class Bridge:
     links (ip-link(8)).
     """
 
-    name: str
-    mac: str
+    name: LinkName
+    mac: Mac
     mtu: int
     adopt: bool = False
     group: int = field(default=0, metadata=OMIT_DEFAULT)
@@ -91,19 +105,19 @@ class Veth:
     chose its MTU.
     """
 
-    name: str
-    peer: str
-    mac: str
-    peer_mac: str
+    name: LinkName
+    peer: LinkName
+    mac: Mac
+    peer_mac: Mac
     mtu: int
-    master: str
+    master: LinkOrNone
     isolated: bool = False
-    netns: str | None = None
+    netns: Namespace | None = None
     tunable: bool = False
     netns_id: str = ""
     pinned: bool = False
     slaac: bool = field(default=False, metadata=OMIT_DEFAULT)
-    moved: str | None = field(default=None, metadata=OMIT_DEFAULT)
+    moved: Namespace | None = field(default=None, metadata=OMIT_DEFAULT)
 
     @property
     def key(self) -> str:
@@ -118,7 +132,7 @@ class Hairpin:
     published port then stays in the bridge. It is off otherwise, since a container would receive its own multicast.
     """
 
-    link: str
+    link: LinkName
 
     @property
     def key(self) -> str:
@@ -129,9 +143,9 @@ class Hairpin:
 class Address:
     """An address with its prefix length on a link."""
 
-    link: str
+    link: LinkName
     address: IPInterface
-    netns: str | None = None
+    netns: Namespace | None = None
     netns_id: str = ""
 
     @property
@@ -147,9 +161,9 @@ class Route:
     """
 
     destination: IPNetwork
-    link: str
+    link: LinkName
     gateway: IPAddress | None = None
-    netns: str | None = None
+    netns: Namespace | None = None
     netns_id: str = ""
     tunable: bool = field(default=False, metadata=OMIT_DEFAULT)
     metric: int = field(default=0, metadata=OMIT_DEFAULT)
@@ -173,9 +187,9 @@ class SourceRoute:
     """
 
     source: IPAddress
-    link: str
+    link: LinkName
     gateway: IPAddress
-    netns: str
+    netns: Namespace
     netns_id: str = ""
 
     @property
@@ -191,9 +205,9 @@ class Sysctl:
     may rely on it, or it is deleted with its link.
     """
 
-    name: str
-    value: str
-    restore: str = ""
+    name: SysctlName
+    value: SysctlValue
+    restore: SysctlValue = ""
 
     @property
     def key(self) -> str:
@@ -208,9 +222,9 @@ class Table:
     (`tables.text`). The table is ours as a whole, with all that is in it.
     """
 
-    family: str
-    name: str
-    text: str
+    family: Family
+    name: Identifier
+    text: TableText
 
     @property
     def key(self) -> str:
@@ -228,10 +242,10 @@ class Element:
     A link by its name stands for the index that it has when the element is added, where the set has indexes.
     """
 
-    table: str
-    set: str
-    item: str
-    data: str = field(default="", metadata=OMIT_DEFAULT)
+    table: TableName
+    set: Identifier
+    item: ElementText
+    data: ElementText = field(default="", metadata=OMIT_DEFAULT)
     count: int = field(default=1, metadata=OMIT_DEFAULT)
 
     @property
@@ -250,9 +264,9 @@ class Hook:
     It is gone with its link; since Linux 6.16 it waits for another one of that name.
     """
 
-    table: str
-    link: str
-    chain: str
+    table: TableName
+    link: LinkName
+    chain: Identifier
 
     @property
     def key(self) -> str:
@@ -268,7 +282,7 @@ class Gate:
     """
 
     family: int
-    flavour: str
+    flavour: Flavour
 
     @property
     def key(self) -> str:
@@ -283,8 +297,8 @@ class Passage:
     """
 
     family: int
-    flavour: str
-    link: str
+    flavour: Flavour
+    link: LinkName
     subnet: IPNetwork
 
     @property
@@ -358,7 +372,7 @@ class Resolver:
     """
 
     network: str
-    link: str
+    link: LinkName
     address: IPAddress
     port: int
 
@@ -400,15 +414,15 @@ class Macvlan:
     `tunable` takes a new MTU only if it has this one. It is not stored (`sandbox.reaching`).
     """
 
-    name: str
-    parent: str
-    mode: str
-    mac: str
+    name: LinkName
+    parent: LinkName
+    mode: Identifier
+    mac: Mac
     mtu: int
     up: bool = False
-    ifname: str = ""
-    netns: str | None = None
-    moved: str | None = None
+    ifname: LinkOrNone = ""
+    netns: Namespace | None = None
+    moved: Namespace | None = None
     tunable: bool = False
     netns_id: str = ""
     slaac: bool = field(default=False, metadata=OMIT_DEFAULT)
@@ -426,8 +440,8 @@ class Announce:
     An event, not an object: it is sent when applied, never removed, and never missing.
     """
 
-    link: str
-    mac: str
+    link: LinkName
+    mac: Mac
     address: IPAddress
 
     @property
@@ -439,8 +453,8 @@ class Announce:
 class Ifb:
     """An intermediate functional block, up: a link whose queue shapes the ingress traffic of another link."""
 
-    name: str
-    mac: str
+    name: LinkName
+    mac: Mac
 
     @property
     def key(self) -> str:
@@ -455,8 +469,8 @@ class Shape:
     sandbox, queued on `ifb`.
     """
 
-    link: str
-    ifb: str
+    link: LinkName
+    ifb: LinkOrNone
     rate: tuple[int, int]
     burst: tuple[int, int]
 
@@ -469,7 +483,7 @@ class Shape:
 class Loopback:
     """The loopback link of sandbox `netns`, up. A revert leaves it up, since other software may rely on it."""
 
-    netns: str
+    netns: Namespace
     netns_id: str = ""
 
     @property

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from .api import StaticRoute
+from .checked_texts import LinkName, MacOrNone
 from .plan import Plan
 from .steps import Bridge, IPAddress, Resolver, Route, Veth
 
@@ -11,8 +12,8 @@ from .steps import Bridge, IPAddress, Resolver, Route, Veth
 class Link:
     """A link of the host, `mtu` in bytes. Without a `mac` it is the user's: the host knows its MAC and mtu."""
 
-    name: str
-    mac: str = ""
+    name: LinkName
+    mac: MacOrNone = ""
     mtu: int = 0
 
 

@@ -7,6 +7,7 @@ MACs, `Neighbour` steps the remote addresses.
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 
+from .checked_texts import LinkName, LinkOrNone, Mac
 from .steps import LINK
 
 NO_MAC = "00:00:00:00:00:00"
@@ -22,10 +23,10 @@ class Vxlan:
     `isolated`: it exchanges no frames with other isolated ports.
     """
 
-    name: str
-    mac: str
+    name: LinkName
+    mac: Mac
     mtu: int
-    master: str
+    master: LinkOrNone
     vni: int
     local: IPv4Address | IPv6Address
     port: int
@@ -44,8 +45,8 @@ class Fdb:
     The bridge gets a static, sticky entry too, so that a local port that sends with this MAC does not take it over.
     """
 
-    link: str
-    mac: str
+    link: LinkName
+    mac: Mac
     vtep: IPv4Address | IPv6Address
 
     @property
@@ -57,9 +58,9 @@ class Fdb:
 class Neighbour:
     """A permanent neighbour: bridge `link` answers ARP and neighbour discovery for `address` with `mac`."""
 
-    link: str
+    link: LinkName
     address: IPv4Address | IPv6Address
-    mac: str
+    mac: Mac
 
     @property
     def key(self) -> str:

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from .checked_texts import LinkPattern
+
 ZONE = "netplug"
 
 
@@ -12,7 +14,7 @@ class Zone:
     A link that is in another zone stays there: the administrator chose it.
     """
 
-    link: str
+    link: LinkPattern
 
     @property
     def key(self) -> str:

@@ -9,6 +9,11 @@ from typing import Any
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
+from netplug.drivers.codec import decode, encode
+from netplug.drivers.plan import Plan
+from netplug.engine import Engine
+from netplug.engine.records import EndpointRecord, NetworkRecord
+
 TEXTS = (
     *(
         "",
@@ -148,6 +153,15 @@ def mutated(draw: st.DrawFn, valid: Any, *, most: int = 2) -> Any:
         path = draw(st.sampled_from(found[1:] or found))
         data = changed(data, path, draw(VALUES), draw(st.sampled_from(("set", "set", "set", "drop", "add"))))
     return data
+
+
+def readable(engine: Engine) -> None:
+    """Demand that what was taken can be read from the store again."""
+    for network in engine.registry.networks():
+        decode(NetworkRecord, encode(network))
+    for endpoint in engine.registry.endpoints():
+        decode(EndpointRecord, encode(endpoint))
+    Plan.from_json(engine.base_plan.plan.to_json())
 
 
 def raw_texts(valid: bytes) -> st.SearchStrategy[bytes]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from docker_client import GENERIC, PORTMAP, Answer, Plugin
-from hostile import INTERNAL, NETWORKS, VALUES, mutated, often
+from hostile import INTERNAL, NETWORKS, TEXTS, VALUES, mutated, often, readable
 from hypothesis import given
 from hypothesis import strategies as st
 from quiet import quiet_log
@@ -73,6 +73,7 @@ class Docker:
             assert not INTERNAL.search(words), answer
             assert words.isprintable(), answer
             assert self.do(self.plugin.state()) == before
+        readable(self.plugin.engine)
         return answer
 
     def clear(self) -> None:
@@ -112,6 +113,20 @@ def test_option(docker: Docker, name: str, value: Any, mode: str) -> None:
     text = value if isinstance(value, str) else json.dumps(value)[:300]
     options = {"mode": mode, name: text}
     docker.call("/NetworkDriver.CreateNetwork", {**CREATE, "Options": {GENERIC: options}})
+    docker.clear()
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_zone_of_a_resolver(docker: Docker, text: str) -> None:
+    """It is the name of a link (RFC 4007 11.2): letters, digits and dots may be one, and of the rest here nothing."""
+    good = (
+        1 <= len(text.encode(errors="replace")) <= 15
+        and text.replace(".", "").isalnum()
+        and text not in {"all", "default"}
+    )
+    options = {"mode": "bridge", "dns_upstream": f"fe80::1%{text}"}
+    answer = docker.call("/NetworkDriver.CreateNetwork", {**CREATE, "Options": {GENERIC: options}})
+    assert (answer.status == 200) == good, (text, answer)
     docker.clear()
 
 

@@ -2,13 +2,15 @@
 
 import json
 import os
+import re
 import sqlite3
 from base64 import b64encode
-from collections.abc import AsyncIterator
-from contextlib import closing
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from contextlib import closing, suppress
 from copy import deepcopy
+from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from clustered import Hosts, address_of, apart, attach, create, detach, has, reached, reaches
@@ -17,6 +19,14 @@ from etcd_server import Member, needs_etcd
 from hostile import INTERNAL, changed, places
 from living import Living, until
 
+from netplug.drivers.codec import encode
+from netplug.drivers.plan import Plan
+from netplug.drivers.steps import Bridge, Loopback, Macvlan, Passage, Step, Sysctl
+from netplug.drivers.tunnel import Vxlan
+from netplug.drivers.zones import Zone
+from netplug.engine.journal import Intent
+from netplug.errors import NetplugError
+from netplug.kernel.fake.kernel import FakeKernel
 from netplug.store.api import Put
 from netplug.store.sqlite import SqliteStore
 
@@ -131,6 +141,22 @@ def works(host: Living, netns: str) -> None:
 
 # This host's own
 
+CRASHED = Intent(
+    "network grey",
+    Plan(
+        (
+            Bridge("np-grey", "02:00:00:00:00:01", 1500),
+            Sysctl("net/ipv4/conf/np-grey/rp_filter", "1", "0"),
+            Loopback("/run/netns/grey"),
+            Passage(4, "nft", "np-grey", IPv4Network("10.7.0.0/24")),
+            Macvlan("npm1", "eth0", "bridge", "02:00:00:00:00:02", 1500),
+            Vxlan("npv1", "02:00:00:00:00:03", 1450, "np-grey", 7, IPv4Address("192.0.2.1"), 4789),
+            Zone("np-+"),
+        )
+    ),
+)
+"""What a killed process left, with steps that no network here has."""
+
 
 @pytest.fixture
 async def host() -> AsyncIterator[Host]:
@@ -144,12 +170,48 @@ async def host() -> AsyncIterator[Host]:
     await it.cli_network("10.2.0.0/24", ident=OTHER, name="red", sticky="true")
     await it.attach("ns1", network=OTHER, name="web")
     await it.cli_network("10.9.0.0/24", ident=GOOD, name="good")
+    await it.store.txn((), [Put(f"journal/{EVIL}", cast("Any", encode(CRASHED)))])
     yield it
     await it.close()
 
 
+def watched(kernel: FakeKernel) -> list[Step]:
+    """Return a list that is given each step that comes to a kernel from now on."""
+    seen: list[Step] = []
+
+    def noting(do: Callable[..., Any]) -> Callable[..., Any]:
+        async def noted(steps: Sequence[Step], *more: Any) -> Any:
+            seen.extend(steps)
+            return await do(steps, *more)
+
+        return noted
+
+    for name in ("ensure", "remove"):
+        setattr(kernel, name, noting(getattr(kernel, name)))
+    return seen
+
+
+def evil(steps: Iterable[Step]) -> list[str]:
+    """Return the steps with what must not come into the kernel.
+
+    A namespace may have any name of a file, which is opened and nothing else; the other two are compared only.
+    """
+    plain = {step.key: cast("dict[str, Any]", encode(step)) for step in steps}
+    for fields in plain.values():
+        for name in ("network", "netns_id"):
+            fields.pop(name, None)
+        for name in ("netns", "moved"):
+            if fields.get(name):
+                fields[name] = re.sub("reboot|yyyy|[.]{2}", "", fields[name])
+    texts = (json.dumps(it, ensure_ascii=False) for it in plain.values())
+    return [text for text in texts if any(json.dumps(sign, ensure_ascii=False)[1:-1] in text for sign in SIGNS)]
+
+
 async def lives(host: Host, key: str, value: Any) -> str:
-    """Start a host like this one whose store has another record; return what `netplug diff` says of it."""
+    """Start a host like this one whose store has another record; return what `netplug diff` says of it.
+
+    It is mended, and then all that can be is deleted.
+    """
     kernel = host.kernel.__class__()
     kernel.__dict__ |= {name: deepcopy(it) for name, it in vars(host.kernel).items() if name != "changed"}
     kernel.foreign = kernel._world.foreign
@@ -157,11 +219,19 @@ async def lives(host: Host, key: str, value: Any) -> str:
     try:
         records, _ = await host.store.range("")
         await copy.store.txn((), [Put(it.key, value if it.key == key else it.value) for it in records])
+        seen = watched(kernel)
         await copy.reboot()
         await copy.attach("ns7", network=GOOD, name="db")
         await copy.engine.endpoints.detach(GOOD, "ns7", "eth0")
         told = await copy.reconciler.diff()
         await copy.reconciler.repair()
+        for record in copy.endpoints():
+            with suppress(NetplugError):
+                await copy.engine.endpoints.delete(record.endpoint.network, record.endpoint.id)
+        for network in copy.networks():
+            with suppress(NetplugError):
+                await copy.engine.networks.delete(network.network.id, by=network.front_end)
+        assert not evil(seen), (key, value)
         assert not [sign for sign in SIGNS if sign in "\n".join(copy.dump())], (key, value)
         return "\n".join(f"{it.object} {it.what}" for it in told)
     finally:
@@ -191,6 +261,13 @@ async def test_damaged_records_stop_no_other_network(host: Host) -> None:
     [
         (f"endpoints/{OTHER}", ("ifname",), "../../etc", "is not the name of a link"),
         (f"networks/{OTHER}", ("network", "options", "bridge"), "..", "is not the name of a link"),
+        (f"networks/{OTHER}", ("network", "options", "parent"), "$(reboot)", "is not the name of a link"),
+        (f"networks/{OTHER}", ("plan", 0, "name"), "br+", "is not the name of a link"),
+        (f"networks/{OTHER}", ("plan", 0, "step"), ["x"], "has a step"),
+        (f"endpoints/{OTHER}", ("sandbox",), "a\nb", "is not the path or name of a namespace"),
+        ("meta/base", ("plan", 1, "name"), "net/../../etc/passwd", "is not a setting of the network"),
+        ("meta/base", ("plan", 0, "text"), "}\nflush ruleset\n", "is not the text of a table"),
+        (f"journal/{EVIL}", ("plan", 1, "restore"), "1\n2", "is not the value of a setting"),
         (f"networks/{OTHER}", ("network", "name"), "\ud800", "is not text"),
         (f"networks/{OTHER}", ("network", "id"), "c3" * 32, "it is the record of"),
         (f"endpoints/{NET}/{END}", ("endpoint", "network"), OTHER, "it is the record of"),

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from engine_host import Host
-from hostile import INTERNAL, NETWORKS, VALUES, mutated, often, raw_texts
+from hostile import INTERNAL, NETWORKS, VALUES, mutated, often, raw_texts, readable
 from hypothesis import given
 from hypothesis import strategies as st
 from quiet import quiet_log
@@ -127,6 +127,7 @@ class Machine:
         assert "\x1b" not in words
         assert said.get("code") != 100, reply
         assert reply.stderr == ""
+        readable(self.host.engine)
         if reply.code:
             assert self.state() == before
 

@@ -145,6 +145,20 @@ async def test_detaching_an_endpoint_of_another_version_says_why_not(host: Host)
     assert await stored(host, key) == before
 
 
+async def test_network_stays_with_an_endpoint_of_another_version(host: Host) -> None:
+    (key,) = [it.key for it in (await host.store.range(f"endpoints/{OTHER}"))[0]]
+    for ends in (f"endpoints/{NET}/{END}", key):
+        await spoil(host, ends, colour="blue")
+    await host.reboot()
+    with pytest.raises(NetplugError, match="cannot be used"):
+        await host.engine.networks.delete(OTHER, by=FrontEnd.CLI)
+    await host.engine.networks.delete(NET, by=FrontEnd.DOCKER)  # Docker forgets it whatever is answered
+    kept = {record.network.id: record.front_end for record in host.networks()}
+    assert kept == {NET: FrontEnd.CLI, OTHER: FrontEnd.CLI}
+    await host.reboot()
+    await works(host)
+
+
 async def test_driver_that_is_not_installed_takes_down_no_other_network(host: Host) -> None:
     record = host.engine.registry.network(OTHER)
     other = replace(record.network, options=replace(record.network.options, mode="wormhole"))

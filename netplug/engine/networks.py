@@ -215,9 +215,9 @@ class Networks:
             others = [it for it in endpoints if it.front_end is not FrontEnd.DOCKER] if by is FrontEnd.DOCKER else []
             for endpoint in (it for it in endpoints if it not in others):
                 await self._endpoints.drop(endpoint)
-            if others:
+            if kept := len(others) + len(self._registry.quarantine.endpoints_in(ident)):
                 await self._registry.save(replace(record, front_end=FrontEnd.CLI, claimed=False))
-                log.warning("network.kept", network=short(ident), name=record.network.name, endpoints=len(others))
+                log.warning("network.kept", network=short(ident), name=record.network.name, endpoints=kept)
                 return
             await self._peers.forget(ident)
             intent = Intent(f"network {record.network.name}", record.plan.without(record.used), record.keys)
@@ -245,6 +245,8 @@ class Networks:
         if by is not FrontEnd.DOCKER and (count := len(self._registry.endpoints(record.network.id))):
             endpoints = f"{count} endpoints" if count > 1 else "an endpoint"
             raise NetplugError("forbidden", f"network {name!r} has {endpoints}", hint="detach first")
+        if by is not FrontEnd.DOCKER and (unusable := self._registry.quarantine.endpoints_in(record.network.id)):
+            raise unusable[0].refusal()
 
     def reserve(self, ident: str, names: Mapping[IPAddress, str]) -> None:
         """Reserve addresses of a network for containers by name, in place of those reserved before."""

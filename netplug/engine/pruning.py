@@ -147,7 +147,8 @@ class Pruning:
                 await self._networks.delete(ident, by=FrontEnd.CLI, orphaned=docker)
 
     def _refuse_used(self, record: NetworkRecord) -> None:
-        if count := len(self._registry.endpoints(record.network.id)):
+        unusable = self._registry.quarantine.endpoints_in(record.network.id)
+        if count := len(self._registry.endpoints(record.network.id)) + len(unusable):
             raise _used(f"it has {count} endpoints" if count > 1 else "it has an endpoint")
         if record.front_end is FrontEnd.NETAVARK:
             raise _used("podman may have it, which keeps its networks itself")

@@ -92,6 +92,10 @@ class Quarantine:
         """Return the ids of the endpoints."""
         return frozenset(it.endpoint for it in self._found.values() if it.endpoint)
 
+    def endpoints_in(self, network: str) -> list[Unusable]:
+        """Return the endpoints of a network, by its id. What they are made of is still there, so the network stays."""
+        return [it for it in self._found.values() if it.endpoint and it.network == network]
+
     def known(self) -> list[Network]:
         """Return the networks as far as this version can read them: their subnets and names are taken."""
         found = (it for it in self._found.values() if it.key.startswith(NETWORKS))

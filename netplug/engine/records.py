@@ -10,6 +10,7 @@ from enum import StrEnum
 
 from netplug.drivers import summary
 from netplug.drivers.api import Attachment, Endpoint, Network, PortMapping, StaticRoute
+from netplug.drivers.checked_texts import LinkOrNone, NamespaceOrNone
 from netplug.drivers.codec import APART, OMIT_DEFAULT
 from netplug.drivers.naming import short
 from netplug.drivers.plan import Plan
@@ -283,8 +284,8 @@ class EndpointRecord:
     name: str = ""
     aliases: tuple[str, ...] = ()
     container: str = ""
-    sandbox: str = ""
-    ifname: str = ""
+    sandbox: NamespaceOrNone = ""
+    ifname: LinkOrNone = ""
     linked: bool = True
     plan: Plan = field(default_factory=Plan)
     exposed: Plan = field(default_factory=Plan)

@@ -11,9 +11,7 @@ from typing import TypeAlias
 
 from netplug.drivers.api import Network
 from netplug.drivers.codec import Json, decode, encode
-from netplug.drivers.link_names import is_link_name
 from netplug.drivers.naming import short
-from netplug.drivers.options import NetworkOptions
 from netplug.drivers.registry import Drivers
 from netplug.drivers.steps import Hairpin, Veth
 from netplug.engine.quarantine import Quarantine, Unusable, unusable
@@ -81,7 +79,7 @@ class Registry:
     def _read_network(self, stored: Stored) -> NetworkRecord:
         record = decode(NetworkRecord, stored.value)
         _refuse_key(stored.key, record.key)
-        _refuse_links(record.network.options)
+        _refuse_pools(record.pools, record.network.subnets, "subnets")
         if why := self._drivers.missing(record.network.options.mode):
             raise ValueError(why)
         created = self._created.get(record.network.id, {}).get("at")
@@ -90,8 +88,8 @@ class Registry:
     def _read_endpoint(self, stored: Stored) -> EndpointRecord:
         record = decode(EndpointRecord, stored.value)
         _refuse_key(stored.key, record.key)
-        if record.ifname and not is_link_name(record.ifname):
-            raise ValueError(f"{record.ifname[:80]!r} is not the name of a link")
+        if record.pools:  # addresses that others give out have none
+            _refuse_pools(record.pools, record.endpoint.addresses, "addresses")
         if record.endpoint.network in self.quarantine.networks():
             raise ValueError("its network cannot be used")
         return self._completed(record, stored)
@@ -277,17 +275,16 @@ def _namespace(record: EndpointRecord) -> str:
     return record.sandbox.rsplit("/", 1)[-1] if record.front_end is FrontEnd.CLI else ""
 
 
-def _refuse_links(options: NetworkOptions) -> None:
-    """Refuse names of links that no option may have: they are names of files, too."""
-    for name in (options.bridge, options.parent):
-        if name and not is_link_name(name):
-            raise ValueError(f"{name[:80]!r} is not the name of a link")
-
-
 def _refuse_key(key: str, own: str) -> None:
     """Refuse a record at another key than its own: a change of it would write a second one."""
     if key != own:
         raise ValueError(f"it is the record of {own[:200]!r}")
+
+
+def _refuse_pools(pools: Sequence[str], them: Sequence[object], what: str) -> None:
+    """Refuse a record that does not say which pool each of its subnets or addresses is of."""
+    if len(pools) != len(them):
+        raise ValueError(f"it has {len(them)} {what} of {len(pools)} pools")
 
 
 def _has_hairpin(record: EndpointRecord) -> bool:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
 from typing import Any
 
+from netplug.drivers.checked_texts import is_namespace
 from netplug.drivers.codec import JsonObject
 from netplug.drivers.link_names import is_link_name
 from netplug.engine.host_services import NullRuntimes, Runtimes
@@ -204,6 +205,8 @@ def read(call: Call, runtimes: Runtimes = _NOBODY) -> Request:
         container, ifname = _container(env), _ifname(env)
         if command is not Command.DEL and not env.get("CNI_NETNS"):
             raise CniError(Code.ENVIRONMENT, "required env variables [CNI_NETNS] missing")
+        if (netns := env.get("CNI_NETNS", "")) and not is_namespace(netns):
+            raise CniError(Code.ENVIRONMENT, f"invalid CNI_NETNS {netns[:80]!r}: not an absolute path")
     raw = _decode(call.stdin)
     version = _any_case(raw, "cniVersion") or "0.1.0"
     _check_version(version, command)

@@ -9,9 +9,10 @@ from ipaddress import ip_address, ip_interface
 from re import compile as regex
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
 
 from netplug.drivers.api import Attachment, PortMapping
+from netplug.drivers.checked_texts import is_namespace
 from netplug.drivers.steps import IPAddress, IPInterface, Proto
 from netplug.engine.addressing import EXTERNAL
 from netplug.engine.records import EndpointRecord, EndpointSpec, FrontEnd, NetworkSpec, SubnetSpec
@@ -29,8 +30,15 @@ NO_IPAM = "null"
 OWN_KEYS = "com.docker."
 """Options that begin so are Docker's; we need not know them all."""
 
+
+def _namespace(text: str) -> str:
+    if text and not is_namespace(text):
+        raise ValueError(f"{text[:80]!r} is not the path of a namespace")
+    return text
+
+
 Ident = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,127}$")]
-Path = Annotated[str, StringConstraints(max_length=4096)]
+Path = Annotated[str, StringConstraints(max_length=4096), AfterValidator(_namespace)]
 
 _PROTOS = {6: Proto.TCP, 17: Proto.UDP, 132: Proto.SCTP}
 _MAC = regex(r"(?:[0-9a-f]{2}:){5}[0-9a-f]{2}")

@@ -5,6 +5,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
+from netplug.drivers.checked_texts import is_namespace
 from netplug.drivers.link_names import is_link_name
 from netplug.drivers.steps import IPAddress, IPNetwork
 from netplug.engine.network_checks import MOST_LABELS
@@ -38,7 +39,7 @@ def _ifname(text: str) -> str:
 
 
 def _netns(text: str) -> str:
-    if not text.isprintable() or not 1 <= len(text.encode()) <= 4095 or ("/" in text and not text.startswith("/")):
+    if not is_namespace(text):
         raise ValueError(f"{text[:80]!r} is neither an absolute path nor a name")
     return text
 
