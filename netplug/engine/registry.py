@@ -49,7 +49,7 @@ class Registry:
         self._drivers = drivers
         self._networks: dict[str, NetworkRecord] = {}
         self._endpoints: defaultdict[str, dict[str, EndpointRecord]] = defaultdict(dict)
-        self._sandboxes: defaultdict[str, dict[str, EndpointRecord]] = defaultdict(dict)
+        self._sandboxes: dict[str, tuple[EndpointRecord, ...]] = {}
         self._created: Mapping[str, Mapping[str, Json]] = {}
         self._locks = Locks()
 
@@ -136,7 +136,7 @@ class Registry:
 
         Endpoints of a former namespace at this path are left out.
         """
-        found = self._sandboxes.get(path, {}).values()
+        found = self._sandboxes.get(path, ())
         here = found if not netns_id else [record for record in found if record.sandbox_id in {"", netns_id}]
         return sorted(here, key=lambda record: record.ifname)
 
@@ -227,7 +227,7 @@ class Registry:
             self._leave_sandbox(record)
             self._endpoints[record.endpoint.network][record.endpoint.id] = record
             if record.sandbox:
-                self._sandboxes[record.sandbox][record.key] = record
+                self._sandboxes[record.sandbox] = (*self._sandboxes.get(record.sandbox, ()), record)
         self._tell(before, record)
 
     def forget(self, record: Record) -> None:
@@ -258,9 +258,10 @@ class Registry:
         before = self._endpoints[record.endpoint.network].get(record.endpoint.id)
         if before is None or not before.sandbox:
             return
-        self._sandboxes[before.sandbox].pop(record.key, None)
-        if not self._sandboxes[before.sandbox]:
-            del self._sandboxes[before.sandbox]
+        if left := tuple(it for it in self._sandboxes.get(before.sandbox, ()) if it.key != record.key):
+            self._sandboxes[before.sandbox] = left
+        else:
+            self._sandboxes.pop(before.sandbox, None)
 
 
 def put(record: Record) -> Put:
