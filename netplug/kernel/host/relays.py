@@ -13,6 +13,7 @@ import errno
 import socket
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import suppress
+from contextvars import Context
 from typing import Any, Protocol, TypeAlias
 
 from netplug.drivers import port_ranges
@@ -257,8 +258,12 @@ class _Port:
         self._resume()
 
     def _resume(self) -> None:
+        """Read from now on, for nobody: the port stays long after the request that asked for it.
+
+        The event loop keeps the context of whoever adds a reader, here half a kilobyte for each port.
+        """
         self._paused = None
-        asyncio.get_running_loop().add_reader(self.socket.fileno(), self._read)
+        Context().run(asyncio.get_running_loop().add_reader, self.socket.fileno(), self._read)
 
     def pause(self) -> None:
         """Stop reading for `_PAUSE_S`. Otherwise the event loop would call `read` again at once."""
