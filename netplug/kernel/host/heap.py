@@ -3,17 +3,28 @@
 glibc gives each thread a heap of its own ("arena", malloc(3)). What is freed in one is of no use to the others. Here
 one thread holds the GIL at a time, so they seldom allocate at once, and heaps of their own would only take memory:
 5 MB with 400 endpoints.
+
+What is freed in the middle of the heap stays with the process, unless it has a mapping of its own. So large blocks have
+one each: tables of dictionaries, which are copied whenever they grow, and dumps of the kernel. By default glibc raises
+the size from which it does so to the largest block that was ever freed, up to 32 MB: a table that grew once would have
+all later ones leave holes in the heap.
 """
 
 from netplug.kernel import libc
 
-_M_ARENA_MAX = -8
+_M_MMAP_THRESHOLD, _M_ARENA_MAX = -3, -8
 """See mallopt(3)."""
+_LARGE = 128 * 1024
+"""Bytes, as glibc begins with. Setting it keeps glibc from raising it."""
 
 
 def use_one_heap() -> None:
-    """Have all threads use one heap. A C library without such heaps, such as musl, goes on as it is."""
+    """Have all threads use one heap, without large blocks in it.
+
+    A C library without such heaps, such as musl, goes on as it is.
+    """
     try:
         libc.call("mallopt", _M_ARENA_MAX, 1)
+        libc.call("mallopt", _M_MMAP_THRESHOLD, _LARGE)
     except AttributeError:
         return
