@@ -1,5 +1,7 @@
 """Compares steps with a survey: in the thread that looks, or in the event loop, as their handlers want it."""
 
+from collections import defaultdict
+from collections.abc import Iterable
 from typing import Any
 
 import structlog
@@ -8,7 +10,7 @@ from netplug.drivers.steps import Step
 from netplug.kernel.api import Drift, Owned
 from netplug.kernel.handlers import Handler, Handlers
 from netplug.kernel.netlink.connection import Netlink
-from netplug.kernel.survey import Survey
+from netplug.kernel.survey import Netns, Survey
 
 log = structlog.get_logger(__name__)
 
@@ -24,15 +26,33 @@ class Compared:
         self._owned: dict[int, list[Step]] = {}
 
     def look(self, nl: Netlink) -> None:
-        """Look at the namespaces, and compare what may be compared in a thread. Blocks."""
-        self._survey.look(nl, {netns for step, handler in self._steps for netns in handler.namespaces(step)})
-        self.compare(in_thread=True)
-
-    def compare(self, *, in_thread: bool) -> None:
-        """Compare what may be compared there."""
+        """Look at the namespaces, and compare what may be compared in a thread: sandbox by sandbox. Blocks."""
+        self._survey.look(nl)
+        here: defaultdict[tuple[Netns, ...], list[int]] = defaultdict(list)
+        later: set[Netns] = set()
         for number, (step, handler) in enumerate(self._steps):
-            if handler.in_thread is in_thread and (what := self._drift(step, handler)):
+            if handler.in_thread:
+                here[handler.namespaces(step)].append(number)
+            else:
+                later.update(handler.namespaces(step))
+        self._survey.look_inside(later)
+        for namespaces, numbers in here.items():
+            with self._survey.inside(namespaces):
+                self._compare(numbers)
+        self._list_owned(in_thread=True)
+
+    def compare_in_loop(self) -> None:
+        """Compare the rest, which the event loop changes."""
+        self._compare(number for number, (_, handler) in enumerate(self._steps) if not handler.in_thread)
+        self._list_owned(in_thread=False)
+
+    def _compare(self, numbers: Iterable[int]) -> None:
+        for number in numbers:
+            step, handler = self._steps[number]
+            if what := self._drift(step, handler):
                 self._drifts[number] = Drift(step, what)
+
+    def _list_owned(self, *, in_thread: bool) -> None:
         for number, handler in enumerate(self._handlers.all()):
             if handler.in_thread is in_thread:
                 self._owned[number] = self._found(handler)

@@ -260,7 +260,7 @@ class LinuxKernel:
         survey = Survey(known, tables, filters, former=await self._former.look())
         compared = Compared(survey, self._handlers)
         await asyncio.to_thread(compared.look, self._survey)
-        compared.compare(in_thread=False)
+        compared.compare_in_loop()
         host = survey.host
         return Comparison(
             (*compared.drifts(), *(Drift(error.step, error.message) for error in unknown)),
@@ -289,7 +289,7 @@ class LinuxKernel:
         await self._requests.settle()
         await self.firewall.filters()
         survey = Survey((), NOTHING, {})
-        await asyncio.to_thread(survey.look, self._survey, ())
+        await asyncio.to_thread(survey.look, self._survey)
         return self._facts(survey.host)
 
     async def settle(self) -> None:

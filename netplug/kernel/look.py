@@ -35,7 +35,7 @@ class KernelLook:
         """Return what drivers may know of the host."""
         await self.firewall.filters()
         survey = Survey((), NOTHING, {})
-        await asyncio.to_thread(survey.look, self._nl, ())
+        await asyncio.to_thread(survey.look, self._nl)
         host = survey.host
         found = facts.of(host.links.values(), host.addresses, host.routes, self.firewall.last())
         return replace(found, firewalld=firewalld.read(self._tables), tables=self._tables.foreign())

@@ -1,6 +1,11 @@
-"""What steps are compared with: one dump of each kind of object, however many steps there are."""
+"""What steps are compared with: one dump of each kind of object, however many steps there are.
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+Sandboxes are looked at one after the other, and each is forgotten once its steps are compared: a thousand take as much
+memory as one.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeAlias, TypeVar, cast
 
@@ -56,21 +61,35 @@ class Survey:
         self.tables = tables
         self.filters = filters
         self.former = former
+        self._ruled = {(step.netns, step.netns_id) for step in self.of(SourceRoute)}
         self._views: dict[Netns, View | None] = {}
         self._dumps: dict[object, Any] = {}
         self._nl: Netlink
 
-    def look(self, nl: Netlink, namespaces: Iterable[Netns]) -> None:
-        """Look at the host's namespace, and at these sandboxes. Blocks: 60 µs a link."""
+    def look(self, nl: Netlink) -> None:
+        """Look at the host's namespace. Blocks: 60 µs a link."""
         self._nl = nl
-        ruled = {(step.netns, step.netns_id) for step in self.of(SourceRoute)}
+        self._views[_HOST] = _view(nl)
+
+    def look_inside(self, namespaces: Iterable[Netns]) -> None:
+        """Look at sandboxes too. Blocks: 60 µs a link."""
         with Sandboxes(run_here) as sandboxes:
             for netns in namespaces:
                 try:
-                    self._views[netns] = _view(sandboxes.get(*netns)[1], table=0, ruled=netns in ruled)
+                    self._views[netns] = _view(sandboxes.get(*netns)[1], table=0, ruled=netns in self._ruled)
                 except FileNotFoundError:
                     self._views[netns] = None
-        self._views[_HOST] = _view(nl)
+
+    @contextmanager
+    def inside(self, namespaces: Iterable[Netns]) -> Iterator[None]:
+        """Look at sandboxes for as long as the block runs, unless they are looked at anyway. Blocks."""
+        more = [netns for netns in namespaces if netns not in self._views]
+        self.look_inside(more)
+        try:
+            yield
+        finally:
+            for netns in more:
+                del self._views[netns]
 
     @property
     def host(self) -> View:
