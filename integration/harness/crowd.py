@@ -13,8 +13,12 @@ from typing import Any, Self
 from .netplugd import RUN_DIR, Netplug
 
 FIRST_PORT = 20_000
-SETTLE_S = 3.0
-"""Work after an answer (a look at the kernel half a second after a change) is done by then."""
+LOOK_S = 0.4
+REST_LOOKS = 8
+"""So many looks in a row show the same memory once a daemon rests. It looks at the kernel half a second after a change;
+on a busy machine that takes longer."""
+REST_MB = 0.1
+REST_LIMIT_S = 60.0
 
 
 class RefusedError(AssertionError):
@@ -132,10 +136,20 @@ class Crowd:
         self.api = Api.of(self.netplug)
 
 
-def memory_mb(netplug: Netplug, settle_s: float = SETTLE_S) -> dict[str, float]:
-    """Return resident and private megabytes of the daemon (proc(5), smaps_rollup), once it rests."""
+def memory_mb(netplug: Netplug) -> dict[str, float]:
+    """Return resident and private megabytes of the daemon (proc(5), smaps_rollup), once they stay as they are."""
+    looks, deadline = [_memory_mb(netplug)], time.monotonic() + REST_LIMIT_S
+    while time.monotonic() < deadline:
+        time.sleep(LOOK_S)
+        looks = [*looks, _memory_mb(netplug)][-REST_LOOKS:]
+        resident = [look["rss"] for look in looks]
+        if len(looks) == REST_LOOKS and max(resident) - min(resident) <= REST_MB:
+            return looks[-1]
+    raise AssertionError(f"the daemon's memory does not stay in {REST_LIMIT_S:.0f} s: {resident} MB")
+
+
+def _memory_mb(netplug: Netplug) -> dict[str, float]:
     assert netplug.process
-    time.sleep(settle_s)
     text = Path(f"/proc/{netplug.process.pid}/smaps_rollup").read_text()
     found = {name: int(kib) / 1024 for name, kib in re.findall(r"^(\w+): +(\d+) kB", text, re.MULTILINE)}
     return {"rss": found["Rss"], "private": found["Private_Clean"] + found["Private_Dirty"]}
