@@ -126,6 +126,8 @@ def _parts(step: Relay) -> Iterator[Relay]:
 class _Streams:
     """A TCP port."""
 
+    __slots__ = ("_access", "_family", "_port", "_target", "_tasks")
+
     def __init__(self, step: Relay, sock: socket.socket, access: RelayAccess) -> None:
         self._access = access
         self._family = _family(step.address)
@@ -175,6 +177,8 @@ async def _pump(source: socket.socket, sink: socket.socket) -> None:
 
 class _Datagrams:
     """A UDP port. Each flow, of client and local address, has a socket to the container."""
+
+    __slots__ = ("_access", "_family", "_flows", "_port", "_target", "_tasks")
 
     def __init__(self, step: Relay, sock: socket.socket, access: RelayAccess) -> None:
         self._access = access
@@ -251,6 +255,8 @@ def _family(address: IPAddress) -> int:
 class _Port:
     """Calls `read` when the socket of a reserved port is readable."""
 
+    __slots__ = ("_paused", "_read", "socket")
+
     def __init__(self, sock: socket.socket, read: Callable[[], None]) -> None:
         self.socket = sock
         self._read = read
@@ -280,6 +286,8 @@ class _Port:
 
 class _Tasks:
     """Running tasks, at most `MOST`."""
+
+    __slots__ = ("_running",)
 
     def __init__(self) -> None:
         self._running: set[asyncio.Task[None]] = set()
