@@ -49,6 +49,7 @@ from netplug.daemon.systemd import UNIT, inherited_sockets, notify, notify_surel
 from netplug.engine import Engine
 from netplug.engine.happenings import Kind
 from netplug.errors import NetplugError
+from netplug.kernel.host.heap import use_one_heap
 from netplug.store.api import StoreError
 from netplug.store.endpoints import resolved
 
@@ -263,6 +264,7 @@ def run(settings: Settings, read: Callable[[], Settings] = load) -> None:
 async def _run(
     settings: Settings, read: Callable[[], Settings], kept: DescriptorStore, inherited: Mapping[Path, socket.socket]
 ) -> None:
+    use_one_heap()  # before there are other threads: each that has a heap keeps it
     own = {path: sock.dup() for path, sock in inherited.items()}
     daemon = Daemon(settings, kernel=partial(linux_kernel, kept), inherited=own, kept=kept, read=read)
     loop = asyncio.get_running_loop()

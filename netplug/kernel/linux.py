@@ -55,7 +55,6 @@ from netplug.kernel.handlers import Factory, Handlers, LoopLane
 from netplug.kernel.host import facts
 from netplug.kernel.host import handlers as host
 from netplug.kernel.host.descriptors import raise_limit
-from netplug.kernel.host.heap import use_one_heap
 from netplug.kernel.host.inspection import HostInspection
 from netplug.kernel.host.kept_sockets import Keeper
 from netplug.kernel.host.ports import Ports
@@ -200,7 +199,6 @@ class LinuxKernel:
             NetplugError: a type of step has no handler, or two.
         """
         raise_limit()
-        use_one_heap()
         kernel = cls(keeper)
         try:
             kernel._register(packages)
