@@ -20,7 +20,6 @@ class Compared:
 
     def __init__(self, survey: Survey, handlers: Handlers) -> None:
         self._survey = survey
-        self._steps = [(step, handlers.of(step)) for step in survey.steps]
         self._handlers = handlers
         self._drifts: dict[int, Drift] = {}
         self._owned: dict[int, list[Step]] = {}
@@ -30,7 +29,8 @@ class Compared:
         self._survey.look(nl)
         here: defaultdict[tuple[Netns, ...], list[int]] = defaultdict(list)
         later: set[Netns] = set()
-        for number, (step, handler) in enumerate(self._steps):
+        for number, step in enumerate(self._survey.steps):
+            handler = self._handlers.of(step)
             if handler.in_thread:
                 here[handler.namespaces(step)].append(number)
             else:
@@ -43,13 +43,14 @@ class Compared:
 
     def compare_in_loop(self) -> None:
         """Compare the rest, which the event loop changes."""
-        self._compare(number for number, (_, handler) in enumerate(self._steps) if not handler.in_thread)
+        steps = enumerate(self._survey.steps)
+        self._compare(number for number, step in steps if not self._handlers.of(step).in_thread)
         self._list_owned(in_thread=False)
 
     def _compare(self, numbers: Iterable[int]) -> None:
         for number in numbers:
-            step, handler = self._steps[number]
-            if what := self._drift(step, handler):
+            step = self._survey.steps[number]
+            if what := self._drift(step, self._handlers.of(step)):
                 self._drifts[number] = Drift(step, what)
 
     def _list_owned(self, *, in_thread: bool) -> None:
