@@ -1,6 +1,7 @@
 """All threads of the daemon use one heap of the C library, and large blocks are not in it."""
 
 import re
+import resource
 import subprocess
 import sys
 
@@ -45,3 +46,20 @@ def test_large_blocks_stay_outside_though_larger_ones_were_freed(one: bool) -> N
     """Python's own arenas have mappings that malloc knows nothing of."""
     found = re.findall(r'<total type="mmap" count="(\d+)" size="(\d+)"/>', heaps(LARGE, one=one))
     assert (int(found[-1][1]) >= 3_000_000) is one
+
+
+@pytest.mark.parametrize("back", [True, False])
+def test_what_is_free_between_blocks_is_given_back(back: bool) -> None:
+    pages = 'int(open("/proc/self/statm").read().split()[1])'
+    work = "\n".join(
+        (
+            "from netplug.kernel.host.heap import give_back",
+            "blocks = [bytes(3000) for _ in range(10_000)]",
+            f"before = {pages}",
+            "del blocks[:-1]",
+            "give_back()" if back else "",
+            f"print('<given>', before - {pages})",
+        )
+    )
+    given = int(heaps(work, one=True).partition("<given>")[2].split()[0]) * resource.getpagesize()
+    assert (given > 15_000_000) is back

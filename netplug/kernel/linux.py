@@ -55,6 +55,7 @@ from netplug.kernel.handlers import Factory, Handlers, LoopLane
 from netplug.kernel.host import facts
 from netplug.kernel.host import handlers as host
 from netplug.kernel.host.descriptors import raise_limit
+from netplug.kernel.host.heap import give_back
 from netplug.kernel.host.inspection import HostInspection
 from netplug.kernel.host.kept_sockets import Keeper
 from netplug.kernel.host.ports import Ports
@@ -259,12 +260,14 @@ class LinuxKernel:
         compared = Compared(survey, self._handlers)
         await asyncio.to_thread(compared.look, self._survey)
         compared.compare_in_loop()
-        host = survey.host
-        return Comparison(
+        found = Comparison(
             (*compared.drifts(), *(Drift(error.step, error.message) for error in unknown)),
             compared.owned(),
-            self._facts(host),
+            self._facts(survey.host),
         )
+        del compared, survey, tables
+        await asyncio.to_thread(give_back)  # dumps of a large host leave megabytes
+        return found
 
     def _facts(self, host: View) -> HostFacts:
         return replace(
