@@ -130,6 +130,8 @@ _HOOK = (
 RULES = {
     "iptables-nft": ("iptables-nft -I FORWARD -s 10.77.0.0/29 -j DROP", "iptables-nft -F FORWARD"),
     "iptables-legacy": ("iptables-legacy -I FORWARD -i np-+ -j REJECT", "iptables-legacy -F FORWARD"),
+    "policy of iptables": ("iptables-nft -P OUTPUT DROP", "iptables-nft -P OUTPUT ACCEPT"),
+    "policy of iptables-legacy": ("iptables-legacy -P OUTPUT DROP", "iptables-legacy -P OUTPUT ACCEPT"),
     "nft": (_DROP, "nft delete table inet site"),
     "policy of nft": (_CHAIN % "drop", "nft delete table inet site"),
     "nft, prerouting": (f"{_HOOK % ('a', 'prerouting')} a ip saddr 10.77.0.0/24 drop", "nft delete table inet site"),

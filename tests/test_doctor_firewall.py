@@ -65,6 +65,16 @@ async def test_rule_of_iptables(host: Host, tmp_path: Path, rule: str, verdict: 
         assert found[0].mend == f"iptables-nft -D {rule.removeprefix('-A ')}"
 
 
+@pytest.mark.parametrize(("rules", "count"), [("", 1), ("-A OUTPUT -o eth0 -j ACCEPT", 0), ("-A INPUT -j DROP", 1)])
+async def test_policy_of_output_drops_all_if_there_is_no_rule(
+    host: Host, tmp_path: Path, rules: str, count: int
+) -> None:
+    saved = Filter.parse(f"*filter\n:INPUT DROP [0:0]\n:FORWARD DROP [0:0]\n:OUTPUT DROP [0:0]\n{rules}\nCOMMIT\n")
+    found = list(foreign_rules.of_iptables(6, "legacy", saved))
+    assert [it.mend for it in found] == ["ip6tables-legacy -P OUTPUT ACCEPT"] * count
+    assert await verdicts(host, tmp_path, *found) == ["warning"] * count
+
+
 @pytest.mark.parametrize(
     ("rule", "verdict"),
     [

@@ -48,6 +48,11 @@ _UNGATED = "iptables -P FORWARD ACCEPT; ip6tables -P FORWARD ACCEPT"
 INJECTIONS: dict[str, Injection] = {
     "iptables -F": Injection("iptables -F; ip6tables -F", _GATED, _UNGATED),
     "rule first in the gate": Injection("iptables -I NETPLUG-FORWARD -j DROP", _GATED, _UNGATED),
+    "iptables-legacy: policy": Injection(
+        "for it in iptables ip6tables; do $it-legacy -P FORWARD DROP; done",
+        after="for it in iptables ip6tables; do $it-legacy -P FORWARD ACCEPT; done",
+        takes=frozenset({"iptables legacy", "ip6tables legacy"}),
+    ),
     "nft flush ruleset": Injection("nft flush ruleset", _GATED, _UNGATED, takes=frozenset({"iptables", "ip6tables"})),
     "table of networks deleted": Injection("nft delete table inet netplug"),
     "table of guards deleted": Injection("nft delete table bridge netplug"),

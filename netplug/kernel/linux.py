@@ -206,6 +206,7 @@ class LinuxKernel:
             await kernel._reaper.sweep()
             found = await asyncio.to_thread(rtnl.links, kernel._nl)
             ports = {it.index: PortFlags(it.hairpin, it.isolated, not it.learning, it.up) for it in found if it.master}
+            kernel._legacy.start()
             kernel._foreign.open({it.index: LinkState(it.mtu, it.mac) for it in found}, ports)
         except BaseException:
             await kernel.close()

@@ -249,6 +249,31 @@ async def test_what_others_do_to_rules_of_iptables_legacy_is_told(kernel: LinuxK
         await wait_for_word(later)
 
 
+@pytest.mark.parametrize("program", ["iptables-legacy", "ip6tables-legacy"])
+@pytest.mark.parametrize("chain", ["FORWARD", "INPUT"])
+async def test_policy_of_iptables_legacy_is_told_with_and_without_rules(
+    kernel: LinuxKernel, program: str, chain: str
+) -> None:
+    """The kernel tells of it neither by the number of rules nor by their size."""
+    gate = Gate(6 if program.startswith("ip6") else 4, "legacy")
+
+    def may_drop() -> bool:
+        return (gate.family, gate.flavour) in kernel.firewall.gates()
+
+    assert not may_drop()
+    for policy in ("DROP", "ACCEPT", "DROP"):
+        run(program, "-P", chain, policy)
+        await wait_for_word(kernel)
+        assert may_drop() == (policy == "DROP")
+    await kernel.ensure((gate,))
+    await expect_silence(kernel)
+    run(program, "-P", chain, "ACCEPT")
+    await wait_for_word(kernel)
+    await kernel.remove((gate,))
+    await expect_silence(kernel)
+    assert not may_drop()
+
+
 async def test_each_change_is_told_anew(kernel: LinuxKernel) -> None:
     for command in ("iptables-nft -F FORWARD", "nft delete table inet netplug", "ip link del nphtest"):
         run(*command.split())

@@ -51,7 +51,7 @@ class DroppingRule:
     `where`, `text`: in words, or as iptables-save prints it. `mend`: the command that takes it away. `links`,
     `networks`: that it is about; ``+`` at the end of a name stands for any rest; of a policy, the links that other
     rules let pass. `whole`: it has no other conditions. `hook`: of the chain; rules of iptables are told of for
-    "forward" only. `after`: rules that may let pass come before it in the chain.
+    "forward" only, and the policy of its OUTPUT. `after`: rules that may let pass come before it in the chain.
     """
 
     where: str

@@ -23,7 +23,10 @@ _SHORTEST = 3
 
 
 def of_iptables(family: int, flavour: str, found: Filter) -> Iterator[DroppingRule]:
-    """Yield the rules of ``FORWARD`` before the gate, and of ``DOCKER-USER``, that drop."""
+    """Yield the rules of ``FORWARD`` before the gate, and of ``DOCKER-USER``, that drop.
+
+    The policy of ``OUTPUT`` only counts if the chain has no rules: it drops all then, also answers to containers.
+    """
     rules = list(found.rules.get("FORWARD", ()))
     gate = f"-j {FORWARD}"
     before = rules[: rules.index(gate)] if gate in rules else rules
@@ -34,6 +37,13 @@ def of_iptables(family: int, flavour: str, found: Filter) -> Iterator[DroppingRu
                 continue
             if words[-2:] == ["-j", "DROP"] or ("-j" in words and words[words.index("-j") + 1] == "REJECT"):
                 yield _rule_of_iptables(family, flavour, chain, rule, words)
+    if found.policies.get("OUTPUT", "ACCEPT") != "ACCEPT" and not found.rules.get("OUTPUT"):
+        name = _program(family, flavour)
+        yield DroppingRule(name, "OUTPUT", "policy drop", f"{name} -P OUTPUT ACCEPT", hook="output")
+
+
+def _program(family: int, flavour: str) -> str:
+    return f"{'iptables' if family == 4 else 'ip6tables'}-{flavour}"
 
 
 def _words(rule: str) -> list[str]:
@@ -56,9 +66,9 @@ def _rule_of_iptables(family: int, flavour: str, chain: str, rule: str, words: S
         elif (word, value) != ("-m", "comment") and word != "--comment":
             whole = False
         at += 2
-    name = "iptables" if family == 4 else "ip6tables"
-    mend = f"{name}-{flavour} -D {chain} {rule}"
-    return DroppingRule(f"{name}-{flavour}", chain, rule, mend, tuple(links), tuple(networks), whole)
+    name = _program(family, flavour)
+    mend = f"{name} -D {chain} {rule}"
+    return DroppingRule(name, chain, rule, mend, tuple(links), tuple(networks), whole)
 
 
 def udp_ports(found: Filter) -> Iterator[tuple[int, int]]:

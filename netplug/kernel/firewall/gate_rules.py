@@ -35,7 +35,7 @@ _DOCKER_ISOLATION = "DOCKER-ISOLATION-STAGE-2"
 """Docker's chain (until 28) that drops what would enter one of its own bridges; later versions drop in `raw`."""
 _PARENTS = {FORWARD: "FORWARD", INPUT: "INPUT"}
 DOCKER_USER, UFW_INPUT = "DOCKER-USER", "ufw-user-input"
-_READ = frozenset({"FORWARD", "INPUT", FORWARD, INPUT, DOCKER_USER, UFW_INPUT})
+_READ = frozenset({"FORWARD", "INPUT", "OUTPUT", FORWARD, INPUT, DOCKER_USER, UFW_INPUT})
 
 Way: TypeAlias = tuple[str, str]
 """A link, and a subnet there."""
@@ -43,7 +43,7 @@ Way: TypeAlias = tuple[str, str]
 
 @dataclass(frozen=True, slots=True)
 class Filter:
-    """The filter table of one flavour. `rules`: of FORWARD, INPUT and our chains; of others the names are known."""
+    """The filter table of one flavour. `rules`: of the built-in chains and ours; of others the names are known."""
 
     policies: Mapping[str, str] = field(default_factory=dict)
     rules: Mapping[str, Sequence[str]] = field(default_factory=dict)

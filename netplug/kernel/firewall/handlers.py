@@ -151,10 +151,6 @@ class GateHandler(BatchHandler[Gate | Passage]):
         """Remove it."""
         await self._iptables[steps[0].family].remove(steps)
 
-    def note_existing(self, step: Gate | Passage) -> None:
-        """Watch it."""
-        self._iptables[step.family].watch(step.flavour)
-
     def drift(self, step: Gate | Passage, survey: Survey) -> str:
         """Compare it."""
         return gate_rules.drift(step, survey.filters.get(step.family, {}))

@@ -74,9 +74,9 @@ class Iptables:
         """Return whether there is a table filter of iptables-legacy."""
         return "filter" in legacy_tables.names(self.family)
 
-    def has_legacy_rules(self) -> bool:
-        """Return whether table filter of iptables-legacy has rules."""
-        return self.has_legacy() and self._watch.has_rules(self.family)
+    def may_drop_legacy(self) -> bool:
+        """Return whether table filter of iptables-legacy has rules, or a policy DROP."""
+        return self._watch.may_drop(self.family)
 
     async def save(self, flavour: str, table: str) -> str:
         """Return what iptables-save prints of a table.
@@ -96,10 +96,14 @@ class Iptables:
             return
         text = "\n".join((f"*{table}", *lines, "COMMIT", ""))
         self._expected = int(flavour == "nft")
+        if flavour == "legacy":
+            self._watch.expect(self.family)
         try:
             await self._run(f"{self._program(flavour)}-restore", "--noflush", "-w", str(LOCK_WAIT_S), text=text)
         finally:
             self._expected = 0
+            if flavour == "legacy":
+                self._watch.note(self.family)
 
     def is_own_commit(self) -> bool:
         """Return whether a commit to nf_tables, of which the kernel tells, is that of `restore`: it makes one."""
@@ -120,22 +124,11 @@ class Iptables:
                 raise StepError(
                     "unavailable", steps[0], str(error), hint=f"see what {_PROGRAMS[self.family]} says"
                 ) from error
-            self.watch(flavour, again=True)
         return outcomes
-
-    def watch(self, flavour: str, *, again: bool = False) -> None:
-        """Notice changes to the table from now on. The kernel tells of those to nf_tables itself.
-
-        `again`: those so far were ours.
-        """
-        if flavour == "legacy":
-            self._watch.note(self.family, again=again)
 
     async def remove(self, steps: Sequence[Gate | Passage]) -> None:
         """Remove the gate, or some links from it; absent is success, and so is a host without iptables."""
         flavour = steps[0].flavour
-        if flavour == "legacy" and any(isinstance(step, Gate) for step in steps):
-            self._watch.forget(self.family)
         async with self._lock:
             try:
                 before = await self._read(flavour)

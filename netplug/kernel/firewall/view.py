@@ -59,7 +59,7 @@ class HostFirewall:
             mine = it.table == "filter" and it.name in _CHAINS and it.family in families
             if mine and (it.rules or it.policy != "accept"):
                 found.add((families[it.family], "nft"))
-        found |= {(family, "legacy") for family, it in self._iptables.items() if it.has_legacy_rules()}
+        found |= {(family, "legacy") for family, it in self._iptables.items() if it.may_drop_legacy()}
         unread = {(family, flavour) for family, it in self._iptables.items() for flavour in it.lack}
         return frozenset(found - unread)
 
