@@ -65,6 +65,9 @@ INJECTIONS: dict[str, Injection] = {
     "bridge down and up": Injection("ip link set {bridge} down; ip link set {bridge} up"),
     "bridge renamed": Injection("ip link set {bridge} down; ip link set {bridge} name stray0; ip link set stray0 up"),
     "addresses of the bridge removed": Injection("ip addr flush dev {bridge}"),
+    "routes of the bridge deleted": Injection(
+        "ip route flush dev {bridge} proto kernel; ip -6 route flush dev {bridge} root fd00::/8"
+    ),
     "MTU of the bridge": Injection("ip link set {bridge} mtu 1280"),
     "MTU of a veth": Injection("ip link set {port} mtu 1280"),
     "MAC of the bridge": Injection("ip link set {bridge} address 02:00:00:00:00:99"),

@@ -14,7 +14,7 @@ from netplug.drivers import firewall
 from netplug.drivers.steps import Address, Bridge, Element, Gate, Hairpin, Passage, Sysctl, Veth
 from netplug.drivers.tables import NETWORKS
 from netplug.drivers.tunnel import NO_MAC, Fdb, Neighbour, Vxlan
-from netplug.kernel.api import StepError
+from netplug.kernel.api import Outcome, StepError
 from netplug.kernel.linux import LinuxKernel
 from netplug.kernel.netlink import route_watch, watch
 from netplug.kernel.sandbox import netns
@@ -82,6 +82,7 @@ async def expect_silence(kernel: LinuxKernel) -> None:
         "ip link del npstest",
         "ip link del np-test",
         "ip address del 10.9.0.1/24 dev np-test",
+        "ip route del 10.9.0.0/24 dev np-test",
         "ip link set np-test down",
         "ip link set np-test mtu 1400",
         "ip link set np-test address 02:00:00:00:00:99",
@@ -116,6 +117,46 @@ async def test_link_that_others_rename_is_told_and_gets_its_name_back(kernel: Li
     await kernel.ensure((*OURS, VXLAN))
     assert await kernel.drift((*OURS, VXLAN)) == []
     run("ip", "link", "add", "stray0", "type", "bridge")  # the name is free
+
+
+@pytest.mark.parametrize("address", ["10.9.0.1/24", "fd00:9::1/64"])
+async def test_route_of_a_subnet_that_others_delete_comes_back_as_it_was(kernel: LinuxKernel, address: str) -> None:
+    step = Address("np-test", ip_interface(address))
+    steps = (BRIDGE, step)
+    subnet = str(step.address.network)
+
+    def routes() -> list[str]:
+        command = ("ip", f"-{step.address.version}", "route", "show", subnet)
+        found = subprocess.run(command, check=True, capture_output=True, text=True)
+        return found.stdout.replace("linkdown", "").split()
+
+    await kernel.ensure(steps)
+    before = routes()
+    assert "kernel" in before
+    for _ in range(2):
+        await expect_silence(kernel)
+        run("ip", "route", "del", subnet, "dev", "np-test")
+        await wait_for_word(kernel)
+        (drift,) = await kernel.drift(steps)
+        assert drift.what == f"the route to {subnet} is missing"
+        outcomes = await kernel.ensure(steps)
+        assert outcomes == [Outcome.EQUAL, Outcome.ADJUSTED]
+        assert routes() == before
+        assert await kernel.drift(steps) == []
+    await kernel.remove((step,))
+    assert not routes()
+
+
+async def test_routes_of_others_are_theirs_alone(kernel: LinuxKernel) -> None:
+    for number in range(3):
+        run("ip", "route", "add", f"10.8.{number}.0/24", "dev", "np-test")
+        run("ip", "route", "del", f"10.8.{number}.0/24", "dev", "np-test")
+    run("ip", "link", "add", "br8", "type", "bridge")
+    run("ip", "link", "set", "br8", "up")
+    run("ip", "address", "add", "10.7.0.1/24", "dev", "br8")
+    run("ip", "route", "del", "10.7.0.0/24", "dev", "br8")
+    await expect_silence(kernel)
+    assert await kernel.drift(OURS) == []
 
 
 async def test_renamed_link_whose_name_another_has_is_refused(kernel: LinuxKernel) -> None:

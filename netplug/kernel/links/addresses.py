@@ -5,10 +5,11 @@ the link, and kernels before 5.18 do not store a protocol with addresses.
 """
 
 import errno
+from collections.abc import Collection
 from dataclasses import replace
 from ipaddress import IPv6Interface
 
-from netplug.drivers.steps import Address, IPInterface, Route
+from netplug.drivers.steps import Address, IPInterface, IPNetwork, Route
 from netplug.kernel.api import MISSING, Outcome, StepError
 from netplug.kernel.links.source_routes import others
 from netplug.kernel.netlink import rtnl
@@ -38,6 +39,9 @@ _NO_IPV6 = frozenset(
 """It is disabled, not in the kernel, or the MTU is too small (addrconf.c, addrconf_add_dev, ipv6_add_dev)."""
 _LINK_LOCAL = 0xFE80 << 112
 _UNICAST = 1
+_RTPROT_KERNEL, _RTA_PREFSRC, _IPV6_METRIC = 2, 7, 256
+"""As the kernel itself makes the route of an address's subnet (fib_frontend.c, addrconf.c)."""
+_ROUTELESS = frozenset({errno.EEXIST, errno.ENETDOWN, errno.ENODEV})
 
 
 def ensure_address(nl: Netlink, step: Address) -> Outcome:
@@ -190,9 +194,18 @@ def find_route(step: Route, routes: list[LinkRoute], index: int | None = None) -
     return next(same, None) or next((found for found in here if found.protocol == PROTOCOL), None)
 
 
-def address_drift(step: Address, link: Link | None, addresses: list[LinkAddress]) -> str:
-    """Return how an address differs from the step; empty if it does not."""
-    return "" if link and find_address(step, link.index, addresses) else MISSING
+def address_drift(
+    step: Address, link: Link | None, addresses: list[LinkAddress], routed: Collection[tuple[int, IPNetwork]]
+) -> str:
+    """Return how an address differs from the step; empty if it does not.
+
+    `routed`: destinations of routes of the host's main table, each after the index of its link.
+    """
+    found = find_address(step, link.index, addresses) if link else None
+    if link is None or found is None:
+        return MISSING
+    lost = _needs_route(step, link) and is_ours(found, link) and (link.index, step.address.network) not in routed
+    return f"the route to {step.address.network} is missing" if lost else ""
 
 
 def route_drift(step: Route, link: Link | None, routes: list[LinkRoute]) -> str:
@@ -215,14 +228,43 @@ def _existing_address(nl: Netlink, step: Address) -> Outcome:
         raise _missing(step)
     addresses = rtnl.addresses(nl, link.index)
     found = find_address(step, link.index, addresses)
+    if found and not is_ours(found, link):
+        return Outcome.USED
     if found:
-        return Outcome.EQUAL if is_ours(found, link) else Outcome.USED
+        return Outcome.ADJUSTED if _needs_route(step, link) and _restore_route(nl, step, link) else Outcome.EQUAL
     other = next((item for item in addresses if item.address.ip == step.address.ip), None)
     if other is None or not is_ours(other, link):
         raise StepError("exists", step, f"link {step.link!r} has address {step.address.ip} with another prefix length")
     _tolerant(nl, RTM_DELADDR, _address(Address(step.link, other.address), link.index))
     nl.request(RTM_NEWADDR, _address(step, link.index), NEW)
     return Outcome.ADJUSTED
+
+
+def _needs_route(step: Address, link: Link) -> bool:
+    """Return whether the kernel makes a route of an address's subnet in the host's main table: not in that of a VRF.
+
+    Inside a sandbox its runtime or user may have removed it.
+    """
+    return not step.netns and link.up and not link.master and step.address.network.num_addresses > 1
+
+
+def _restore_route(nl: Netlink, step: Address, link: Link) -> bool:
+    """Make the route of an address's subnet again, which others removed; return whether it was missing."""
+    net, v4 = step.address.network, step.address.version == 4
+    family, scope = (2, _SCOPE_LINK) if v4 else (rtnl.AF_INET6, 0)
+    message = (
+        RTMSG.pack(family, net.prefixlen, 0, 0, rtnl.RT_TABLE_MAIN, _RTPROT_KERNEL, scope, _UNICAST, 0)
+        + attr(rtnl.RTA_DST, net.network_address.packed)
+        + u32(rtnl.RTA_OIF, link.index)
+        + (attr(_RTA_PREFSRC, step.address.ip.packed) if v4 else u32(rtnl.RTA_PRIORITY, _IPV6_METRIC))
+    )
+    try:
+        nl.request(RTM_NEWROUTE, message, NEW)
+    except NetlinkError as error:
+        if error.errno not in _ROUTELESS:
+            raise
+        return False
+    return True
 
 
 def _index(nl: Netlink, step: Address | Route) -> int:

@@ -12,6 +12,7 @@ from netplug.drivers.steps import (
     Bridge,
     Hairpin,
     Ifb,
+    IPNetwork,
     Macvlan,
     Route,
     Shape,
@@ -248,6 +249,10 @@ class HairpinHandler(RequestHandler[Hairpin]):
         return "" if found and found.hairpin else MISSING
 
 
+def _routed(survey: Survey, _: Netlink) -> set[tuple[int, IPNetwork]]:
+    return {(it.index, it.destination) for it in survey.host.routes}
+
+
 class AddressHandler(RequestHandler[Address]):
     """Addresses of links."""
 
@@ -271,7 +276,8 @@ class AddressHandler(RequestHandler[Address]):
         """Compare it."""
         view = survey.view(step.netns, step.netns_id)
         link = view.links.get(step.link) if view else None
-        return addresses.address_drift(step, link, view.addresses.get(link.index, []) if view and link else [])
+        found = view.addresses.get(link.index, []) if view and link else []
+        return addresses.address_drift(step, link, found, () if step.netns else survey.dump(_routed))
 
 
 class RouteHandler(RequestHandler[Route]):

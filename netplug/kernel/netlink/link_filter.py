@@ -16,7 +16,8 @@ from netplug.kernel.host.socket_filters import (
     Instruction,
 )
 
-NEWLINK, NEWNETCONF = 16, 80
+NEWLINK, DELROUTE, NEWNETCONF = 16, 25, 80
+_RT_TABLE_MAIN, _RTPROT_KERNEL = 254, 2
 _AF_BRIDGE = 7
 _IFLA_IFNAME, _IFLA_MTU = 3, 4
 _ALL_LINKS = 0xFFFFFFFF
@@ -71,6 +72,24 @@ def chatter_filter(mtus: Collection[int]) -> Sequence[Instruction]:
         (_LOAD_AT_X, 0, 0, 4),
         *(_If(_as_read(mtu, 4), "drop") for mtu in sorted(mtus)[:_MOST_MTUS]),
         "pass",
+        (RETURN, 0, 0, WHOLE),
+        "drop",
+        (RETURN, 0, 0, 0),
+    )
+
+
+def lost_routes_filter() -> Sequence[Instruction]:
+    """Return a filter that lets pass RTM_DELROUTE of the main table's routes that the kernel made with addresses.
+
+    A router may have a million of others, which change all the time.
+    """
+    return _assembled(
+        (LOAD_HALF, 0, 0, 4),
+        _If(_as_read(DELROUTE, 2), "", "drop"),
+        (LOAD_BYTE, 0, 0, 20),
+        _If(_RT_TABLE_MAIN, "", "drop"),
+        (LOAD_BYTE, 0, 0, 21),
+        _If(_RTPROT_KERNEL, "", "drop"),
         (RETURN, 0, 0, WHOLE),
         "drop",
         (RETURN, 0, 0, 0),

@@ -1,10 +1,11 @@
 """Notifications of foreign changes to our kernel objects.
 
-We watch links (deleted, renamed, set down, with another MTU or MAC), deleted addresses, flags of bridge ports, changed
-FDB entries and neighbours (rtnetlink(7)), whether the host forwards (RTM_NEWNETCONF), and commits of nf_tables
-(``NFT_MSG_NEWGEN``). The kernel also notifies about our own changes. So we ignore links whose removal was requested,
-flags that we took ourselves, links and entries that become as we want them (see `forwarding_entries`), and commits
-while iptables runs for us. Of iptables-legacy there are no notifications; see `legacy_watch`.
+We watch links (deleted, renamed, set down, with another MTU or MAC), deleted addresses and the routes that the kernel
+made with them, flags of bridge ports, changed FDB entries and neighbours (rtnetlink(7)), whether the host forwards
+(RTM_NEWNETCONF), and commits of nf_tables (``NFT_MSG_NEWGEN``). The kernel also notifies about our own changes. So we
+ignore links whose removal was requested, flags that we took ourselves, links and entries that become as we want them
+(see `forwarding_entries`), and commits while iptables runs for us. Of iptables-legacy there are no notifications; see
+`legacy_watch`.
 
 Addresses and MTUs of foreign links are watched as well, since tunnels depend on them. Creating a veth pair causes
 dozens of messages of a kilobyte each. A socket filter drops most of them: all of a veth with the MTU of a network.
@@ -24,12 +25,15 @@ from netplug.drivers.naming import MARK, PORTS
 from netplug.kernel.host.socket_filters import attach
 from netplug.kernel.links.forwarding_entries import DELNEIGH, NEWNEIGH
 from netplug.kernel.netlink.connection import attrs, messages, select_attrs, string, walk
-from netplug.kernel.netlink.link_filter import NEWLINK, NEWNETCONF, chatter_filter
+from netplug.kernel.netlink.link_filter import DELROUTE, NEWLINK, NEWNETCONF, chatter_filter, lost_routes_filter
 from netplug.tasks.signal import Signal
 
 DELLINK, _RTM_NEWADDR, _RTM_DELADDR = 17, 20, 21
 GROUPS = 0x1 | 0x4 | 0x10 | 0x100 | 1 << 23 | 1 << 24
 """RTMGRP_LINK, _NEIGH, _IPV4_IFADDR, _IPV6_IFADDR; RTNLGRP_IPV4_NETCONF, _IPV6_NETCONF."""
+_ROUTE_GROUPS = 0x40 | 0x400
+"""RTMGRP_IPV4_ROUTE, _IPV6_ROUTE."""
+_RTA_DST, _RTA_OIF = 1, 4
 _NETLINK_NETFILTER = 12
 _NFNLGRP_NFTABLES = 7
 _NFT_MSG_NEWGEN = (10 << 8) | 15
@@ -119,6 +123,7 @@ class ForeignChanges:
         self._links, self._ports = dict(links), dict(ports)
         self._route = self._listen(0, GROUPS, self._on_route)
         attach(self._route, chatter_filter(self._usual_mtus))
+        attach(self._listen(0, _ROUTE_GROUPS, self._on_lost_route), lost_routes_filter())
         try:
             nft = self._listen(_NETLINK_NETFILTER, 0, self._on_nft)
             nft.setsockopt(_SOL_NETLINK, _NETLINK_ADD_MEMBERSHIP, _NFNLGRP_NFTABLES)
@@ -227,6 +232,18 @@ class ForeignChanges:
             self.event.set()
         elif not ours and scope < _SCOPE_LINK:
             self.underlay.set()
+
+    def _on_lost_route(self, data: bytes) -> None:
+        """Handle that the route of an address's subnet was deleted. Link-local ones go with each veth."""
+        for kind, body in messages(data):
+            found = attrs(body, 12) if kind == DELROUTE else {}
+            if _RTA_OIF in found and not found.get(_RTA_DST, b"").startswith(b"\xfe\x80"):
+                try:
+                    ours = self._wanted(socket.if_indextoname(int.from_bytes(found[_RTA_OIF], sys.byteorder)))
+                except OSError:  # the link was deleted
+                    continue
+                if ours:
+                    self.event.set()
 
     def _on_nft(self, data: bytes) -> None:
         for kind, body in messages(data):
