@@ -88,6 +88,13 @@ def test_lab(path: Path, data: Any) -> None:
     lab_of(path)
 
 
+@pytest.mark.parametrize("value", [True, False, 7, 1.5, 2**40])
+@pytest.mark.parametrize("key", ["ipv4", "ipv6"])
+def test_number_is_no_subnet(path: Path, key: str, value: object) -> None:
+    path.write_text(json.dumps({**LAB, "underlay": {key: value}}))
+    assert lab_of(path) is None
+
+
 @pytest.mark.parametrize("text", YAML, ids=range(len(YAML)))
 def test_lab_of_odd_yaml(path: Path, text: str) -> None:
     path.write_text(text)

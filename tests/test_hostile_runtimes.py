@@ -7,13 +7,14 @@ from typing import Any
 
 import pytest
 from engine_host import Host
-from hostile import INTERNAL, NETWORKS, VALUES, mutated, often, raw_texts, readable
+from hostile import INTERNAL, NETWORKS, VALUES, changed, mutated, often, raw_texts, readable
 from hypothesis import given
 from hypothesis import strategies as st
 from quiet import quiet_log
 
+from netplug.frontends.cni.result import parse
 from netplug.frontends.cni.service import CniService
-from netplug.frontends.cni.wire import Call, Reply
+from netplug.frontends.cni.wire import Call, CniError, Reply
 
 NETNS = "/run/netns/box"
 CNI_ENV = {
@@ -253,3 +254,17 @@ def test_ordinary_requests_are_done(machine: Machine) -> None:
     env = {"NETAVARK_COMMAND": "setup", "NETAVARK_NETNS": NETNS}
     assert "10.1.0.9/24" in machine.call(env, json.dumps(NETAVARK).encode()).stdout
     machine.clear()
+
+
+@pytest.mark.parametrize("value", [True, 7, 2**31, 1.5, [], {}])
+@pytest.mark.parametrize(
+    "path", [("ips", 0, "address"), ("ips", 0, "gateway"), ("routes", 0, "dst"), ("routes", 0, "gw")]
+)
+def test_number_is_no_address_of_a_result(path: tuple[Any, ...], value: Any) -> None:
+    """Python's `ipaddress` takes it for one."""
+    result = changed(CNI["prevResult"], path, value, "set")
+    if not value and path[-1] in {"gateway", "gw"}:
+        assert parse(result, "1.1.0")
+        return
+    with pytest.raises(CniError, match="cannot be read"):
+        parse(result, "1.1.0")

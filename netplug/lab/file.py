@@ -57,6 +57,13 @@ def _subnet(value: object) -> IPv4Network | IPv6Network:
     return ip_network(str(value))
 
 
+def _written(value: object) -> object:
+    """Refuse numbers and booleans, which `ipaddress` takes for addresses."""
+    if isinstance(value, int):
+        raise ValueError(f"{value!r} is not a subnet")
+    return value
+
+
 Name = Annotated[str, AfterValidator(_name)]
 HostName = Annotated[str, AfterValidator(_host)]
 Rate = Annotated[str, AfterValidator(_rate)]
@@ -81,9 +88,9 @@ class _Part(BaseModel):
 class Underlay(_Part):
     """The switch and its subnets. `family`: IP version of the tunnels; `mtu`: of each link, in bytes."""
 
-    ipv4: IPv4Network = IPv4Network("198.18.0.0/24")
+    ipv4: Annotated[IPv4Network, BeforeValidator(_written)] = IPv4Network("198.18.0.0/24")
     """Reserved for benchmarks of devices (RFC 2544)."""
-    ipv6: IPv6Network = IPv6Network("fd00:1ab::/64")
+    ipv6: Annotated[IPv6Network, BeforeValidator(_written)] = IPv6Network("fd00:1ab::/64")
     family: Literal[4, 6] = 4
     mtu: Mtu = 1500
 

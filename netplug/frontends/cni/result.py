@@ -177,12 +177,12 @@ def _parse(data: Mapping[str, Any], version: str) -> Result:
     )
     if _older(version, _FIRST_LISTS):
         families = [data[key] for key in ("ip4", "ip6") if data.get(key)]
-        ips = tuple(Ip(ip_interface(one["ip"]), _address(one.get("gateway"))) for one in families)
+        ips = tuple(Ip(ip_interface(_text(one["ip"])), _address(one.get("gateway"))) for one in families)
         return Result((), ips, _routes(route for one in families for route in one.get("routes") or ()), names)
     return Result(
         tuple(_read_interface(one) for one in data.get("interfaces") or ()),
         tuple(
-            Ip(ip_interface(one["address"]), _address(one.get("gateway")), one.get("interface"))
+            Ip(ip_interface(_text(one["address"])), _address(one.get("gateway")), one.get("interface"))
             for one in data.get("ips") or ()
         ),
         _routes(data.get("routes") or ()),
@@ -200,7 +200,7 @@ def _routes(found: Iterable[Mapping[str, Any]]) -> tuple[RouteOf, ...]:
     keys: Sequence[str] = ("mtu", "advmss", "priority", "table", "scope")
     return tuple(
         RouteOf(
-            ip_network(one["dst"], strict=False),
+            ip_network(_text(one["dst"]), strict=False),
             _address(one.get("gw")),
             {key: one[key] for key in keys if one.get(key) is not None},
         )
@@ -209,7 +209,13 @@ def _routes(found: Iterable[Mapping[str, Any]]) -> tuple[RouteOf, ...]:
 
 
 def _address(text: str | None) -> IPAddress | None:
-    return ip_address(text) if text else None
+    return ip_address(_text(text)) if text else None
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):  # `ipaddress` takes numbers for addresses
+        raise TypeError
+    return value
 
 
 def read_resolv_conf(text: str) -> Dns:
