@@ -17,7 +17,7 @@ import schemathesis
 from harness import Host, Namespace, Netplug, assert_same, namespace, snapshot
 from harness.changes import Changes
 from harness.cluster import Etcd
-from harness.schemas import SEED, Ask, probe, session
+from harness.schemas import EXAMPLES, SEED, Ask, probe, session
 from schemathesis.specs.openapi import checks
 
 ADDRESS = "203.0.113.1"
@@ -38,6 +38,14 @@ class Scene:
         self.host = netplug.host
         self.web = web
         self.bare = bare
+
+    def mend(self) -> None:
+        """Make again what a request has removed."""
+        there = {it["name"] for it in self.netplug.client.get("networks")["networks"]}
+        for name in SUBNETS.keys() - there:
+            self.netplug.client.post("networks", body={"name": name, "subnets": [{"subnet": SUBNETS[name]}]})
+        if not self.netplug.client.get("endpoints")["endpoints"]:
+            self.web.attach(self.netplug, "blue", "--name", "web", "--publish", "8080:80")
 
     @contextmanager
     def watched(self) -> Iterator["Watch"]:
@@ -90,8 +98,41 @@ class Watch:
         assert self._scene.netplug.running, case.as_curl_command()
 
 
+WORDS: dict[str, list[Any]] = {
+    "container": [80],
+    "dst": ["10.1.0.1", "web:80"],
+    "endpoint": ["web"],
+    "gateway": ["10.9.0.1"],
+    "host": ["one"],
+    "ifname": ["eth7"],
+    "ip_range": ["10.9.0.0/25"],
+    "labels": [{"a": "b"}],
+    "mode": ["bridge", "overlay", "macvlan", "none", "host"],
+    "name": ["neu", "blue", "web"],
+    "network": ["red", "blue"],
+    "networks": [["blue"], ["red", "blue"]],
+    "options": [{}, {"mtu": "1400"}, {"colour": "blue"}],
+    "ref": ["blue", "nowhere"],
+    "src": ["web"],
+    "subnet": ["10.9.0.0/24", "10.1.0.0/16", "fd00:9::/64"],
+    "type": ["A", "PTR"],
+}
+SUBNETS = {"blue": "10.1.0.0/24", "red": "10.2.0.0/24"}
+APART = (
+    *("DELETE /v1/hosts/{ref}", "POST /v1/detach", "POST /v1/networks/prune"),
+    *("GET /v1/events/stream", "GET /v1/trace", "POST /v1/trace"),
+)
+"""The first remove what the scene needs, the others last: they have a test of their own."""
+
+
 @pytest.fixture(scope="module")
 def scene() -> Iterator[Scene]:
+    with made() as it:
+        yield it
+
+
+@contextmanager
+def made() -> Iterator[Scene]:
     with ExitStack() as stack:
         host = stack.enter_context(Host("hostile"))
         host.run(["ip", "link", "set", "lo", "up"])
@@ -101,7 +142,7 @@ def scene() -> Iterator[Scene]:
         host.run(["ip", "route", "add", "default", "via", "203.0.113.2"])
         store = ("--store", Etcd(host, ADDRESS).url) if which("etcd") else ()
         netplug = Netplug(host, "--docker-host", "none", "--host-name", "one", *store)
-        for name, subnet in (("blue", "10.1.0.0/24"), ("red", "10.2.0.0/24")):
+        for name, subnet in SUBNETS.items():
             netplug.client.post("networks", body={"name": name, "subnets": [{"subnet": subnet}]})
         web, bare = (stack.enter_context(namespace(host)) for _ in range(2))
         web.attach(netplug, "blue", "--name", "web", "--publish", "8080:80")
@@ -109,26 +150,7 @@ def scene() -> Iterator[Scene]:
 
 
 def test_rest_api_answers_whatever_is_asked(scene: Scene) -> None:
-    words: dict[str, list[Any]] = {
-        "container": [80],
-        "dst": ["10.1.0.1", "web:80"],
-        "endpoint": ["web"],
-        "gateway": ["10.9.0.1"],
-        "host": ["one"],
-        "ifname": ["eth7"],
-        "ip_range": ["10.9.0.0/25"],
-        "labels": [{"a": "b"}],
-        "mode": ["bridge", "overlay", "macvlan", "none", "host"],
-        "name": ["neu", "blue", "web"],
-        "netns": [scene.bare.name, scene.web.name],
-        "network": ["red", "blue"],
-        "networks": [["blue"], ["red", "blue"]],
-        "options": [{}, {"mtu": "1400"}, {"colour": "blue"}],
-        "ref": ["blue", "nowhere"],
-        "src": ["web"],
-        "subnet": ["10.9.0.0/24", "10.1.0.0/16", "fd00:9::/64"],
-        "type": ["A", "PTR"],
-    }
+    words = WORDS | {"netns": [scene.bare.name, scene.web.name]}
     before = snapshot(scene.host)
     with session(scene.host.path(API)) as asking, scene.watched() as watch:
 
@@ -140,9 +162,7 @@ def test_rest_api_answers_whatever_is_asked(scene: Scene) -> None:
                 _undo(asking, case, response)
             case.validate_response(response, checks=[*ANSWERS, *[checks.negative_data_rejection] * ill])
 
-        # A stream has no end; the others remove what the scene needs, change the host's resolver, or send packets.
-        without = ("GET /v1/events/stream", "DELETE /v1/hosts/{ref}", "POST /v1/trace", "GET /v1/trace")
-        count = probe(asking, words, look, without=(*without, "POST /v1/networks/prune", "POST /v1/detach"))
+        count = probe(asking, words, look, without=APART)
         print(f"seed {SEED}: {count} requests, answers {dict(sorted(watch.told.items()))}")
         assert watch.told[400] > count / 4
         assert watch.told[201], "nothing was made"
@@ -243,3 +263,26 @@ def test_plugin_api_answers_whatever_is_asked(scene: Scene) -> None:
             if made["front_end"] == "docker":
                 asking.post("http://netplug/NetworkDriver.DeleteNetwork", json={"NetworkID": made["id"]})
     assert_same(before, lambda: snapshot(scene.host))
+
+
+def test_operations_that_remove_or_last_answer_whatever_is_asked() -> None:
+    with made() as scene, session(scene.host.path(API)) as asking, scene.watched() as watch:
+        words = WORDS | {"netns": [scene.web.name], "ifname": ["eth0"], "ref": ["one", "nowhere"]}
+        words |= {"network": ["blue"], "source": ["web", "host"], "destination": ["10.1.0.1", "web:80"]}
+
+        def look(case: schemathesis.Case, ask: Ask, ill: bool) -> None:
+            response = watch.ask(case, ask, lambda answer: str(answer["error"]["message"]))
+            if response.status_code >= 400:
+                assert response.json()["error"]["kind"] not in OURS, (case.as_curl_command(), response.text)
+            else:
+                scene.mend()
+            case.validate_response(response, checks=[*ANSWERS, *[checks.negative_data_rejection] * ill])
+
+        for label in APART:
+            watch.told.clear()
+            examples = (EXAMPLES + 1) // 2 if "trace" in label else EXAMPLES  # each is waited for
+            count = probe(asking, words, look, only=(label,), examples=examples)
+            print(f"seed {SEED}: {label}: {count} requests, answers {dict(sorted(watch.told.items()))}")
+            done = watch.told[200] + watch.told[204]
+            assert done if "hosts" not in label else not done  # the only host is alive, and stays
+        assert scene.netplug.client.get("diff")["differences"] == []

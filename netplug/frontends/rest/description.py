@@ -87,6 +87,8 @@ def _complete(schema: dict[str, Any]) -> None:
             operation.pop("description", None)  # of the function, for those who read the code
             operation["responses"].pop("422", None)  # errors are answered by ours
             operation["responses"]["default"] = _FAILED
+            if path.endswith("/stream"):
+                operation["responses"]["200"]["content"] = {"text/event-stream": {"schema": {"type": "string"}}}
     schemas = schema["components"]["schemas"]
     for name in ("HTTPValidationError", "ValidationError"):
         schemas.pop(name, None)
