@@ -69,7 +69,6 @@ from netplug.kernel.links.conflict_probe import SegmentProbe
 from netplug.kernel.links.forwarding_entries import ForwardingEntries
 from netplug.kernel.links.reaper import Reaper
 from netplug.kernel.links.traffic import LinkTraffic
-from netplug.kernel.netlink import rtnl
 from netplug.kernel.netlink.changes import KernelChanges
 from netplug.kernel.netlink.connection import NETLINK_NETFILTER, Netlink
 from netplug.kernel.netlink.watch import ForeignChanges, LinkState, PortFlags
@@ -203,8 +202,7 @@ class LinuxKernel:
         kernel = cls(keeper)
         try:
             kernel._register(packages)
-            await kernel._reaper.sweep()
-            found = await asyncio.to_thread(rtnl.links, kernel._nl)
+            found = await kernel._reaper.sweep()
             ports = {it.index: PortFlags(it.hairpin, it.isolated, not it.learning, it.up) for it in found if it.master}
             kernel._legacy.start()
             kernel._foreign.open({it.index: LinkState(it.mtu, it.mac) for it in found}, ports)

@@ -19,7 +19,7 @@ from netplug.drivers.steps import Bridge
 from netplug.kernel.links.bridges import schedule_delete
 from netplug.kernel.netlink import rtnl
 from netplug.kernel.netlink.connection import RTM_DELLINK, Netlink, NetlinkError, u32
-from netplug.kernel.netlink.rtnl import DELETE_GROUPS, DELETE_MASK, IFINFO
+from netplug.kernel.netlink.rtnl import DELETE_GROUPS, DELETE_MASK, IFINFO, Link
 
 log = structlog.get_logger(__name__)
 
@@ -66,8 +66,11 @@ class Reaper:
                 self._changed.clear()
                 await self._changed.wait()
 
-    async def sweep(self) -> None:
-        """Delete the links that an earlier process left in such groups, and choose an empty group."""
+    async def sweep(self) -> list[Link]:
+        """Delete the links that an earlier process left in such groups, and choose an empty group.
+
+        Return all links that there were before.
+        """
         found = await asyncio.to_thread(rtnl.links, self._nl)
         used = {link.group for link in found}
         while self.group in used:
@@ -78,6 +81,7 @@ class Reaper:
             lambda: [it for it in left if schedule_delete(self._nl, Bridge(it, "", 0), group)]
         ):
             self.add(name, group)
+        return found
 
     def _next_group(self) -> None:
         self.group = DELETE_GROUPS | (self.group + 1) & ~DELETE_MASK

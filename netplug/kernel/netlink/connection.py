@@ -115,7 +115,16 @@ def walk(data: bytes, start: int = 0) -> Iterator[tuple[int, bytes]]:
 
 def attrs(data: bytes, start: int = 0) -> dict[int, bytes]:
     """Return the attributes by type; the last of several of one type."""
-    return dict(walk(data, start))
+    found = {}
+    end = len(data) - 3
+    unpack = _ATTR.unpack_from
+    while start < end:
+        length, kind = unpack(data, start)
+        if length < 4:
+            break
+        found[kind & _TYPE_MASK] = data[start + 4 : start + length]
+        start += (length + 3) & ~3
+    return found
 
 
 def select_attrs(data: bytes, start: int, wanted: frozenset[int]) -> dict[int, bytes]:

@@ -8,7 +8,8 @@ import struct
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from fcntl import ioctl
-from ipaddress import ip_address, ip_interface, ip_network
+from functools import lru_cache
+from ipaddress import IPv4Interface, IPv6Interface, ip_address, ip_network
 
 from netplug.drivers.naming import MARK, mark
 from netplug.drivers.steps import IPAddress, IPInterface, IPNetwork
@@ -274,14 +275,19 @@ def _link(data: bytes) -> Link:
 
 def _settings(data: bytes) -> dict[str, str]:
     """Return the sysctls of a link that we write (linux/ip.h, linux/ipv6.h)."""
-    found = {}
     of_family = attrs(data)
-    for family, number_of, kind, names in _CONF:
-        values = attrs(of_family.get(family, b"")).get(kind, b"")
-        for name, place in names.items():
-            if len(values) >= 4 * (place + 1):
-                found[f"{number_of}/{name}"] = str(_I32.unpack_from(values, 4 * place)[0])
+    found: dict[str, str] = {}
+    for family, _, kind, _ in _CONF:
+        found |= _written(family, attrs(of_family.get(family, b"")).get(kind, b""))
     return found
+
+
+@lru_cache(maxsize=64)
+def _written(family: int, values: bytes) -> Mapping[str, str]:
+    """Return those sysctls of an array of settings. Most links have equal ones."""
+    _, name_of, _, names = next(it for it in _CONF if it[0] == family)
+    there = {name: place for name, place in names.items() if len(values) >= 4 * (place + 1)}
+    return {f"{name_of}/{name}": str(_I32.unpack_from(values, 4 * place)[0]) for name, place in there.items()}
 
 
 def _learns_from_reserved(info: dict[int, bytes]) -> bool:
@@ -312,9 +318,25 @@ def _address(data: bytes) -> LinkAddress:
     found = attrs(data, 8)
     packed = found.get(IFA_LOCAL) or found[IFA_ADDRESS]
     protocol = found.get(IFA_PROTO)
-    return LinkAddress(
-        index, ip_interface(f"{ip_address(packed)}/{prefix}"), protocol[0] if protocol is not None else None
-    )
+    return LinkAddress(index, _interface(packed, prefix), protocol[0] if protocol is not None else None)
+
+
+# Namespaces have equal loopback addresses and routes, and those of a network equal gateways.
+
+
+@lru_cache(maxsize=256)
+def _interface(packed: bytes, prefix: int) -> IPInterface:
+    return IPv4Interface((packed, prefix)) if len(packed) == 4 else IPv6Interface((packed, prefix))
+
+
+@lru_cache(maxsize=256)
+def _network(packed: bytes, prefix: int) -> IPNetwork:
+    return ip_network((packed, prefix))
+
+
+@lru_cache(maxsize=256)
+def _ip(packed: bytes) -> IPAddress:
+    return ip_address(packed)
 
 
 def _refusals(dump: Iterable[bytes]) -> Iterable[RefusingRoute]:
@@ -334,13 +356,13 @@ def _routes(dump: Iterable[bytes]) -> Iterable[LinkRoute]:
         found = attrs(data, 12)
         table = number(found.get(RTA_TABLE), RT_TABLE_MAIN)
         metric = number(found.get(RTA_PRIORITY))
+        destination = found.get(RTA_DST) or bytes(4 if family == 2 else 16)
         if RTA_MULTIPATH in found:
             hops = found[RTA_MULTIPATH]
             size, _hop_flags, _weight, index = _NEXTHOP.unpack_from(hops)
             found = attrs(hops[:size], _NEXTHOP.size)
         else:
             index = number(found.get(RTA_OIF))
-        destination = attrs(data, 12).get(RTA_DST) or bytes(4 if family == 2 else 16)
         gateway = found.get(RTA_GATEWAY)
-        via = ip_address(gateway) if gateway else None
-        yield LinkRoute(ip_network((destination, length)), index, via, protocol, metric, table)
+        via = _ip(gateway) if gateway else None
+        yield LinkRoute(_network(destination, length), index, via, protocol, metric, table)
