@@ -175,7 +175,7 @@ def _reader(kind: Any) -> Callable[[Any], Any]:
         return cast("Callable[[Any], Any]", kind.from_json)
     if dataclasses.is_dataclass(kind):
         return partial(decode, cast("type", kind))  # resolves its fields at the first use
-    return partial(_plain, kind)
+    return _plain_reader(kind)
 
 
 def _address(parse: Callable[[str], Any], data: Json) -> Any:
@@ -183,6 +183,19 @@ def _address(parse: Callable[[str], Any], data: Json) -> Any:
     if not isinstance(data, str) or "%" in data:
         raise ValueError(f"{str(data)[:80]!r} is not an address")
     return parse(data)
+
+
+def _plain_reader(kind: Any) -> Callable[[Any], Any]:
+    if kind not in {str, int, bool}:
+        return partial(_plain, kind)
+
+    def read(data: Any) -> Any:
+        # Most values of a start are such: a thousand endpoints have 75 000.
+        if type(data) is kind and (kind is not str or data.isascii()):
+            return data
+        return _plain(kind, data)
+
+    return read
 
 
 def _plain(kind: Any, data: Json) -> Any:
