@@ -6,8 +6,7 @@ addresses and ports are released. Objects with netplug's mark that belong to no 
 """
 
 import asyncio
-from collections.abc import Awaitable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Awaitable, Iterable, Iterator, Mapping, Sequence
 from time import process_time
 
 import structlog
@@ -39,35 +38,19 @@ from netplug.engine.firewalld import blocked
 from netplug.engine.foreign_addresses import conflicting
 from netplug.engine.happenings import Kind, because
 from netplug.engine.link_changes import LinkChanges
+from netplug.engine.looks import Look, names_of, owners_of, unknown_of
 from netplug.engine.quarantine import Unusable
 from netplug.engine.records import EndpointRecord, FrontEnd, NetworkRecord
 from netplug.engine.sandboxes import has_processes, identity, is_there
 from netplug.errors import NetplugError
-from netplug.kernel.api import MISSING, Drift
+from netplug.kernel.api import MISSING, Drift, StepError
 from netplug.store.api import StoreError
 from netplug.store.leases import IPAM
 
 log = structlog.get_logger(__name__)
 
-
-@dataclass(frozen=True, slots=True)
-class _Look:
-    """The result of a comparison. `drifted`: differences by step. `unknown`: marked objects without a record."""
-
-    differences: list[Difference]
-    drifted: Mapping[Step, str]
-    unknown: Sequence[Step]
-
-    def without(self, steps: Iterable[Step]) -> "_Look":
-        """Return what is left of it without some steps that drifted."""
-        gone = set(steps)
-        keys = {step.key for step in gone}
-        kept = [it for it in self.differences if it.object not in keys]
-        return _Look(kept, {step: what for step, what in self.drifted.items() if step not in gone}, self.unknown)
-
-    def concerns(self, plan: Plan) -> bool:
-        """Whether any step of a plan drifted."""
-        return not self.drifted.keys().isdisjoint(plan)
+_Socket = HostPort | Relay
+"""Sockets of this process, which end with it."""
 
 
 class Reconciler:
@@ -97,7 +80,7 @@ class Reconciler:
         await self._engine.publishing.converge(*(it.network.id for it in self._engine.registry.networks()))
         await self._engine.base_plan.trim(self._engine.registry.all_networks())
 
-    def _tell_of_start(self, look: "_Look") -> None:
+    def _tell_of_start(self, look: Look) -> None:
         """Tell what was repaired, in one event: after a restart of the machine that is nearly everything."""
         own = HostPort | Relay | Resolver  # sockets, which end with their process
         if count := len([*(step for step in look.drifted if not isinstance(step, own)), *look.unknown]):
@@ -145,14 +128,17 @@ class Reconciler:
         """Return the differences between kernel and records alone, as `diff` does."""
         return (await self._look()).differences
 
-    async def _look(self) -> "_Look":
+    async def _look(self) -> Look:
         engine = self._engine
-        owners, changing = self._owners(), self._changing()
+        before, changing = self._plans(), self._changing()
+        owners = owners_of(before)
         seen = await engine.kernel.compare(list(owners))
         # Read both again afterwards: an object that was created or deleted meanwhile is neither drift nor unknown.
-        now, changing = self._owners(), changing | self._changing()
+        after, changing = self._plans(), changing | self._changing()
+        now = owners if after == before else owners_of(after)
         drifts = [drift for drift in seen.drifts if drift.step in now and drift.step.key not in changing]
-        unknown = engine.peers.unknown(self._unknown(seen.owned.steps(), owners | now, changing))
+        known = owners if now is owners else owners | now
+        unknown = engine.peers.unknown(self._unknown(seen.owned.steps(), known, changing))
         engine.base_plan.see(seen.facts)
         nets = [record.network for record in engine.registry.networks()]
         engine.conditions.report(
@@ -160,7 +146,7 @@ class Reconciler:
         )
         engine.conditions.report("conflict", conflicting(engine.base_plan.host, engine.registry.networks()))
         engine.exposure.see(seen.facts)
-        return _Look(
+        return Look(
             [Difference(owners[it.step], it.step.key, self._with_reason(it)) for it in drifts]
             + [Difference("host", step.key, "belongs to no record") for step in unknown],
             {drift.step: drift.what for drift in drifts},
@@ -172,22 +158,21 @@ class Reconciler:
         why = self._engine.executor.refused.get(drift.step.key)
         return f"{drift.what} (repair failed: {why})" if why else drift.what
 
-    def _owners(self) -> dict[Step, str]:
-        owners = dict.fromkeys(self._engine.base_plan.plan, "host")
-        for network in self._engine.registry.networks():
-            owners |= dict.fromkeys(network.plan, network.described)
-            owners |= dict.fromkeys(self._engine.peers.plan(network.network.id), _peers_of(network))
-        for endpoint in self._engine.registry.endpoints():
-            owners |= dict.fromkeys(endpoint.present, endpoint.described)
-        return owners
+    def _plans(self) -> list[tuple[str, Plan]]:
+        """Return all plans, each with its owner."""
+        registry, peers = self._engine.registry, self._engine.peers
+        found = [("host", self._engine.base_plan.plan)]
+        for network in registry.networks():
+            found += [(network.described, network.plan), (_peers_of(network), peers.plan(network.network.id))]
+        return found + [(endpoint.described, endpoint.present) for endpoint in registry.endpoints()]
 
     def _unknown(self, owned: Sequence[Step], owners: Mapping[Step, str], changing: frozenset[str]) -> list[Step]:
         """Return marked objects without a record; exclude those that a quarantined record may have created."""
-        found, quarantine = _unknown(owned, owners, changing), self._engine.quarantine
+        found, quarantine = unknown_of(owned, owners, changing), self._engine.quarantine
         if not found or not quarantine:
             return found
         keys, words = quarantine.keys(), quarantine.words()
-        return [step for step in found if step.key not in keys and words.isdisjoint(_names(step))]
+        return [step for step in found if step.key not in keys and words.isdisjoint(names_of(step))]
 
     def _changing(self) -> frozenset[str]:
         engine = self._engine
@@ -213,14 +198,15 @@ class Reconciler:
         contests.spent(process_time() - began)
         after = {(it.owner, it.object) for it in (*left, *self._engine.conditions.all(without=CONTEST))}
         repaired = [it for it in look.differences if (it.owner, it.object) not in after]
-        dropped = {step.key for step in look.drifted.keys() - self._owners().keys()}  # logged with their dead endpoints
+        # These were logged with their dead endpoints.
+        dropped = {step.key for step in look.drifted.keys() - owners_of(self._plans()).keys()}
         # What was mended and differs already is another program's work.
         again = [it for it in look.differences if it.object in mended and it not in repaired]
         self._engine.drifts.healed(one for one in (*repaired, *again) if one.object not in dropped)
         self._engine.drifts.remain(left)
         return repaired
 
-    async def _heal(self, look: "_Look") -> bool:
+    async def _heal(self, look: Look) -> bool:
         """Repair what a comparison found; return whether it found anything."""
         engine = self._engine
         look = look.without(step for step in look.drifted if engine.drifts.contests.rests(step))
@@ -245,7 +231,7 @@ class Reconciler:
         await self._sweep(look)
         return stale or bool(look.differences)
 
-    def _elements(self, wanted: Plan, look: "_Look") -> list[Element]:
+    def _elements(self, wanted: Plan, look: Look) -> list[Element]:
         """Return the elements that come with those tables of the host that will be made anew."""
         there = set(self._engine.base_plan.plan) - look.drifted.keys()
         anew = {f"{it.family} {it.name}" for it in wanted if isinstance(it, Table) and it not in there}
@@ -254,7 +240,7 @@ class Reconciler:
         found = self._engine.convergence.elements() + _former_members(look.unknown)
         return [it for it in found if isinstance(it, Element) and it.table in anew]
 
-    async def _heal_network(self, network: NetworkRecord, look: "_Look") -> None:
+    async def _heal_network(self, network: NetworkRecord, look: Look) -> None:
         engine, ident = self._engine, network.network.id
         endpoints = [record for record in engine.registry.endpoints(ident) if look.concerns(record.present)]
         if not endpoints and not look.concerns(network.plan + engine.peers.plan(ident)):
@@ -266,19 +252,30 @@ class Reconciler:
                 await _tolerate(network.described, engine.executor.mend(network.plan))
             if look.concerns(engine.peers.plan(ident)):
                 await _tolerate(_peers_of(network), engine.peers.mend(ident))
-            for endpoint in endpoints:
-                if engine.registry.find(ident, endpoint.endpoint.id) is endpoint:
-                    await _tolerate(endpoint.described, self._heal_endpoint(endpoint, look))
+            sockets = {it.key for it in endpoints if all(isinstance(step, _Socket) for step in look.of(it.present))}
+            await self._heal_sockets([it for it in self._still(endpoints) if it.key in sockets], look)
+            for endpoint in (it for it in self._still(endpoints) if it.key not in sockets):
+                await _tolerate(endpoint.described, self._heal_endpoint(endpoint, look))
 
-    async def _heal_endpoint(self, record: EndpointRecord, look: "_Look") -> None:
+    def _still(self, records: Iterable[EndpointRecord]) -> Iterator[EndpointRecord]:
+        """Yield the records that are still those of their endpoints."""
+        registry = self._engine.registry
+        return (it for it in records if registry.find(it.endpoint.network, it.endpoint.id) is it)
+
+    async def _heal_sockets(self, records: Iterable[EndpointRecord], look: Look) -> None:
+        """Open the sockets of endpoints that lack nothing else, as after each start: nothing depends on them."""
+        owners = {step: record.described for record in records for step in look.of(record.present)}
+        try:
+            await self._engine.executor.mend(Plan(tuple(owners)))
+        except ExceptionGroup as group:
+            for error in group.exceptions:
+                owner = owners.get(error.step, "host") if isinstance(error, StepError) else "host"
+                log.warning("repair.failed", owner=owner, error=str(error))
+
+    async def _heal_endpoint(self, record: EndpointRecord, look: Look) -> None:
         """Repair an endpoint. Links in a runtime's sandbox cannot be created again; those of a bare namespace can."""
         engine = self._engine
         plan = record.present
-        differing = [step for step in plan if step in look.drifted]
-        if all(isinstance(step, HostPort | Relay) for step in differing):
-            # As after each start: sockets of this process, on which nothing else depends.
-            await engine.executor.mend(Plan(tuple(differing)))
-            return
         links = [step for step in plan if isinstance(step, Veth | Macvlan | Loopback)]
         ours = record.front_end is not FrontEnd.DOCKER
         there = ours and look.concerns(plan) and await is_there(engine.kernel.sandboxes, record)
@@ -300,7 +297,7 @@ class Reconciler:
             plan = plan.without(step.key for step in plan if isinstance(step, Flows))
         await engine.executor.mend(reaching(plan, plan, record.sandbox, record.sandbox_id))
 
-    async def _learn(self, look: "_Look") -> None:
+    async def _learn(self, look: Look) -> None:
         """Record the namespace of complete endpoints: Docker creates it after it has named it."""
         for record in self._engine.registry.endpoints():
             if record.sandbox_id or not record.linked or look.concerns(record.plan):
@@ -308,13 +305,13 @@ class Reconciler:
             if ident := await identity(self._engine.kernel.sandboxes, record.sandbox):
                 await self._engine.endpoints.identify(record, ident)
 
-    async def _sweep(self, look: "_Look") -> None:
+    async def _sweep(self, look: Look) -> None:
         """Remove objects with netplug's mark that belong to no record."""
         if not look.unknown or self._engine.restored.keeps:
             return
 
         def unknown() -> Plan:
-            found = self._engine.peers.unknown(self._unknown(look.unknown, self._owners(), self._changing()))
+            found = self._engine.peers.unknown(self._unknown(look.unknown, owners_of(self._plans()), self._changing()))
             if found:
                 log.info("orphans.removed", objects=[step.key for step in found])
             return Plan(tuple(found))
@@ -367,22 +364,10 @@ class Reconciler:
         return bool(await self._engine.supervisor.attempt("reconcile", note())) or bool(found)
 
 
-def _unknown(owned: Sequence[Step], known: Mapping[Step, str], changing: frozenset[str]) -> list[Step]:
-    keys = {*port_ranges.keys(known), *changing}
-    return [step for step in owned if step.key not in keys]
-
-
 def _former_members(unknown: Sequence[Step]) -> Plan:
     """Return the elements that a former release had in tables of its own, and that the cluster has to tell first."""
     items = (item for step in unknown if isinstance(step, FormerRules) for item in step.members)
     return Plan(tuple(tunnel_tables.member(item) for item in items))
-
-
-def _names(step: Step) -> set[str]:
-    """Return the names of links and addresses that identify a step's object."""
-    if isinstance(step, Element):
-        return {step.item, *step.item.split(" . "), step.data}
-    return {value for value in (getattr(step, "name", ""), getattr(step, "link", "")) if isinstance(value, str)}
 
 
 def _peers_of(record: NetworkRecord) -> str:

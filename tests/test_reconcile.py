@@ -5,11 +5,13 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import replace
 from ipaddress import ip_address, ip_network
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import pytest_asyncio
 from engine_host import END, NET, NEXT, OTHER, SANDBOX, Host, running, tcp, udp, until
 
+from netplug import reconcile
 from netplug.drivers.steps import (
     Bridge,
     Element,
@@ -281,30 +283,38 @@ async def test_ports_are_held_again_after_a_start(host: Host) -> None:
 async def test_of_an_endpoint_only_its_sockets_are_made_anew_after_a_start(
     host: Host, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With thousands of ports all the rest would take as long again."""
+    """With thousands of ports all the rest would take as long again. Those of a network are opened at once."""
     await host.kernel.close()
+    calls: list[Sequence[Step]] = []
     done: list[Step] = []
     ensure = host.kernel.ensure
 
     async def noted(steps: Sequence[Step], *args: Any) -> list[Outcome]:
+        calls.append(steps)
         done.extend(steps)
         return await ensure(steps, *args)
 
     monkeypatch.setattr(host.kernel, "ensure", noted)
     host.live()
     await host.reconciler.start()
+    assert sum(any(isinstance(step, HostPort) for step in steps) for steps in calls) == 1  # a network
     of_endpoints = {step for record in host.engine.registry.endpoints() for step in record.present}
     assert {type(step) for step in done if step in of_endpoints} == {HostPort, Relay}
     assert {step.port for step in done if isinstance(step, HostPort)} == {8080, 53, 9090}
     await host.check()
 
 
-async def test_port_taken_meanwhile_is_told_of(host: Host) -> None:
+async def test_port_taken_meanwhile_is_told_of(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     await host.kernel.close()
     host.kernel.foreign.ports.add((Proto.TCP, ip_address("0.0.0.0"), 8080))
     host.live()
+    log = Mock()
+    monkeypatch.setattr(reconcile, "log", log)
     await host.reconciler.start()
-    assert "hostport/tcp/0.0.0.0/8080" in {d.object for d in await host.reconciler.diff()}
+    [owner] = {record.described for record in host.endpoints() if record.front_end is FrontEnd.DOCKER}
+    assert [it.kwargs["owner"] for it in log.warning.call_args_list if it.args == ("repair.failed",)] == [owner]
+    missing = {d.object for d in await host.reconciler.diff() if d.object.startswith("hostport/")}
+    assert missing == {"hostport/tcp/0.0.0.0/8080"}
     host.kernel.foreign.ports.clear()
     await host.reconciler.repair()
     await host.check()
