@@ -2,8 +2,9 @@
 
 A part each, of which `--part` chooses some:
 
-crowd    endpoints on four networks: time and processor time of an attach beside a host with one endpoint, in turn;
-         memory with 100 and with all; a restart during a ping every 10 ms
+crowd    endpoints on four networks: time and processor time of an attach beside a host with one endpoint, in turn, and
+         of a veth pair that is made without netplug on the same bridges; memory with 100 and with all; restarts, the
+         last during a ping every 10 ms
 churn    callers of CNI, the API and Docker's protocol attach and detach, 1 % are killed in the middle: rate, the
          daemon's processor time for each, and what is left at the end
 ports    10 000 UDP ports of one container, and 49152-65535: seconds, megabytes, open files, longest answer meanwhile
@@ -40,7 +41,12 @@ from harness.killing import calling
 from harness.rtnl import rtnl_held
 from start import cpu_of
 
+from netplug.drivers.naming import bridge_name
+
 SMALL, FULL = 100, 1000
+CHUNK = 10
+"""Attaches in turn, until as many pairs of links are made without netplug."""
+STARTS = 5
 RANGES = {"10 000 UDP ports": (20_000, 10_000), "49152-65535/udp": (49_152, 16_384)}
 WAITING = 20
 """Requests that wait for the kernel while another program holds its lock."""
@@ -69,8 +75,8 @@ def crowd(args: argparse.Namespace) -> Iterator[Figure]:
             it.env["PYTHONPYCACHEPREFIX"] = str(it.dir / "compiled")
         netplug, alone = Netplug(host, "--docker-host", "none"), Netplug(other, "--docker-host", "none")
         with Crowd(netplug) as many, Crowd(alone) as few:
-            many.make_room(args.endpoints + args.rounds)
-            few.make_room(1 + args.rounds)
+            many.make_room(args.endpoints + args.rounds + CHUNK)
+            few.make_room(1 + args.rounds + CHUNK)
             few.grow(1)
             many.grow(SMALL)
             small = memory_mb(netplug)["rss"]
@@ -85,6 +91,7 @@ def crowd(args: argparse.Namespace) -> Iterator[Figure]:
 def _attaches(args: argparse.Namespace, many: Crowd, few: Crowd) -> Iterator[Figure]:
     """Attach and detach on both hosts in turn."""
     took: dict[str, list[float]] = {"one": [], "all": []}
+    bare: dict[str, list[float]] = {"one": [], "all": []}
     spent = dict.fromkeys(took, 0.0)
     sizes = {"one": (few, 1), "all": (many, args.endpoints)}
     for turn in range(args.rounds):
@@ -93,15 +100,31 @@ def _attaches(args: argparse.Namespace, many: Crowd, few: Crowd) -> Iterator[Fig
             before = spent_ms(it.netplug)
             took[which].append(it.attach(first + turn))
             spent[which] += spent_ms(it.netplug) - before
-    one, all_ = (statistics.median(took[which]) for which in ("one", "all"))
-    yield Figure("crowd", "attach with 1 endpoint, p50", one, "ms")
-    yield Figure("crowd", f"attach with {args.endpoints}, p50", all_, "ms")
-    yield Figure("crowd", "ratio of these", all_ / one, "", most=1.2)
+            if turn % CHUNK == CHUNK - 1:
+                bare[which] += _bare(it, first + turn + 1)
+    yield from _compared("attach with {}, p50", took, args.endpoints, most=1.2)
     for which, words in (("one", "1 endpoint"), ("all", f"{args.endpoints} endpoints")):
         yield Figure("crowd", f"processor time of an attach with {words}", spent[which] / args.rounds, "ms")
+    yield from _compared("veth pair without netplug on the bridge with {}, p50", bare, args.endpoints)
     for turn in range(args.rounds):
         for it, first in sizes.values():
             it.detach(first + turn)
+
+
+def _compared(words: str, took: dict[str, list[float]], endpoints: int, most: float | None = None) -> Iterator[Figure]:
+    one, all_ = (statistics.median(took[which]) for which in ("one", "all"))
+    yield Figure("crowd", words.format("1 endpoint"), one, "ms")
+    yield Figure("crowd", words.format(f"{endpoints} endpoints"), all_, "ms")
+    yield Figure("crowd", "ratio of these", all_ / one, "", most=most)
+
+
+def _bare(crowd: Crowd, first: int) -> list[float]:
+    """Return the milliseconds of pairs of links on the first network's bridge, for namespaces from a number on."""
+    ident = crowd.api.ask("GET", "networks/crowd0")["id"]
+    boxes = (f"box{number}" for number in range(first, first + CHUNK))
+    argv = [sys.executable, str(Path(__file__).with_name("bare.py")), bridge_name(ident), *boxes]
+    found: list[float] = json.loads(crowd.netplug.host.run(argv).stdout)
+    return found
 
 
 def _restart(netplug: Netplug, many: Crowd, endpoints: int) -> Iterator[Figure]:
@@ -110,12 +133,16 @@ def _restart(netplug: Netplug, many: Crowd, endpoints: int) -> Iterator[Figure]:
     argv = ["ip", "netns", "exec", "box4", "busybox", "ping", "-i", "0.01", address]
     ping: Process = netplug.host.popen(argv, log="ping.log")
     wait_until(lambda: log.read_text().count("seq=") > 10, 30, "answers")
-    netplug.stop()
-    begun = time.perf_counter()
-    netplug.start()
-    yield Figure("crowd", f"start with {endpoints} endpoints", time.perf_counter() - begun, "s", most=2)
-    assert netplug.process
-    yield Figure("crowd", "processor time of that start", cpu_of(netplug.process.pid) / 1000, "s")
+    took, spent = [], []
+    for _ in range(STARTS):
+        netplug.stop()
+        begun = time.perf_counter()
+        netplug.start()
+        took.append(time.perf_counter() - begun)
+        assert netplug.process
+        spent.append(cpu_of(netplug.process.pid) / 1000)
+    yield Figure("crowd", f"start with {endpoints} endpoints, median of {STARTS}", statistics.median(took), "s", most=2)
+    yield Figure("crowd", "processor time of these starts, median", statistics.median(spent), "s")
     many.reconnect()
     ping.interrupt()
     sent, received = map(int, re.findall(r"(\d+) packets transmitted, (\d+)", log.read_text())[0])
