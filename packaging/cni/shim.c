@@ -135,7 +135,7 @@ static int hand_on(const struct buffer *reply)
     char code[4], digits[11]; /* no sign, no other space: as shim.py reads them */
     int head = 0;
     if (!reply->size || sscanf(reply->data, "%3[0-9]%*1[ ]%10[0-9]%n", code, digits, &head) != 2 ||
-        reply->data[head++] != '\n')
+        reply->data[head++] != '\n' || atoi(code) > 255) /* of a larger one the caller sees the last 8 bits */
         return -1;
     size_t length = strtoul(digits, NULL, 10);
     if (length > reply->size - head)

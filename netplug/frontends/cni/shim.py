@@ -101,7 +101,8 @@ def whole(reply: bytes) -> bool:
     code, _, length = head.partition(b" ")
     if not code.isdigit() or len(code) > 3 or not length.isdigit() or len(length) > 10:
         return False
-    return int(length) <= len(rest)
+    # Of a larger code the caller would see the last 8 bits.
+    return int(code) <= 255 and int(length) <= len(rest)
 
 
 def alone(engine: str, run_dir: str, name: str, given: bytes) -> int:
