@@ -23,7 +23,7 @@ from netplug.dns.forward_rules import Rule
 from netplug.dns.wire import ROOT, to_wire
 from netplug.errors import NetplugError
 from netplug.errors.json import malformed
-from netplug.errors.redaction import without_users
+from netplug.errors.redaction import without_users, word_without_users
 from netplug.errors.validation import shown, wrong
 from netplug.setting_values import AddressPool, address_and_port, check_socket, group_id, subnet_or_link
 from netplug.store.access import SCHEME, EtcdAccess, without_password
@@ -346,7 +346,7 @@ def _explain(error: ErrorDetails, flags: Mapping[str, object], path: Path) -> Ne
     said = (
         "not given"
         if value is None
-        else repr(without_users(value)[:_SHOWN])
+        else repr(word_without_users(value)[:_SHOWN])
         if isinstance(value, str)
         else shown(value)
     )

@@ -55,6 +55,24 @@ def test_keys_become_options(config: dict[str, Any], options: dict[str, str]) ->
     assert wanted(**config).network.options == options
 
 
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"registryPassword": "s3cr3t"},
+        {"apiKey": ["s3cr3t"]},
+        {"ipam": {"type": "netplug-ipam", "token": "s3cr3t"}},
+        {"args": {"cni": {"secret": "s3cr3t"}}},
+        {"runtimeConfig": {"credentials": {"a": "s3cr3t"}}},
+        {"routes": [{"dst": "10.0.0.0/8", "token": "s3cr3t"}]},
+    ],
+)
+def test_value_of_what_is_named_a_secret_is_not_shown(config: dict[str, Any]) -> None:
+    code, words = refused(**config)
+    assert code == 2
+    assert "***" in words
+    assert "s3cr3t" not in words
+
+
 UNSUPPORTED: list[tuple[dict[str, Any], str]] = [
     ({"colour": "red"}, "colour='red'"),
     ({"vlan": 5}, "vlan=5"),

@@ -22,7 +22,7 @@ from typing import Self
 from netplug.daemon.folders import own_folder
 from netplug.daemon.systemd import UNIT
 from netplug.errors import NetplugError
-from netplug.errors.redaction import without_passwords
+from netplug.errors.redaction import without_passwords, word_without_users
 from netplug.setting_values import SOCKET_PATH_BYTES
 
 DAEMONLESS_LOCK = "turn"
@@ -267,7 +267,7 @@ def _own_name() -> str:
 
 
 def _command(words: Sequence[str]) -> str:
-    return without_passwords(shlex.join(words))[:300]
+    return without_passwords(shlex.join(map(word_without_users, words)))[:300]
 
 
 def _is_systemd(pid: int) -> bool:

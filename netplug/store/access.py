@@ -8,7 +8,7 @@ from urllib.parse import quote, unquote
 
 SCHEME = "etcd://"
 _HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,252}[A-Za-z0-9])?")
-_USERINFO = re.compile(r"(?:(?<=://)|^)[^/]*@")
+_USERINFO = re.compile(r"(?s)(?:(?<=://)|^(?![^@]*://)).*@")
 _FORM = "not of the form etcd://host:port[,host:port]…"
 
 

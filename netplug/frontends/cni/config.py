@@ -17,6 +17,7 @@ from netplug.drivers.option_values import MACVLAN_MODES
 from netplug.drivers.registry import Drivers
 from netplug.drivers.steps import EVERYTHING, IPAddress, IPNetwork, Proto
 from netplug.engine.records import FrontEnd, NetworkSpec, SubnetSpec
+from netplug.errors.redaction import is_secret
 from netplug.frontends.cni.result import Dns, read_resolv_conf
 from netplug.frontends.cni.types import ConfigIn, IpamIn, PortIn, RangeIn, RouteIn, address_texts, section
 from netplug.frontends.cni.wire import CniError, Code, Request
@@ -154,7 +155,8 @@ def _options(config: ConfigIn, drivers: Drivers) -> dict[str, str]:
             continue
         name = spellings.get(key.lower())
         if name is None:
-            raise CniError(Code.UNSUPPORTED, f"unsupported field {key}={str(value)[:200]!r}")
+            shown = "***" if is_secret(key) else str(value)[:200]
+            raise CniError(Code.UNSUPPORTED, f"unsupported field {key}={shown!r}")
         text = _text(key, value)
         if text and not (name == "mtu" and text == "0"):
             given[name] = text

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from netplug.errors.redaction import without_passwords
+from netplug.errors.redaction import without_passwords, word_without_users
 from netplug.insight.doctor.findings import Finding, failure, ok
 from netplug.insight.doctor.subject import HostSubject, OneLook
 from netplug.kernel.host.api import Program
@@ -24,4 +24,4 @@ async def serving(kernel: OneLook) -> list[Program]:
 
 def command(program: Program) -> str:
     """Return the command line of a process for messages, without passwords."""
-    return without_passwords(" ".join(program.arguments))[:200]
+    return without_passwords(" ".join(map(word_without_users, program.arguments)))[:200]

@@ -17,7 +17,7 @@ from typing import Any
 from pydantic import SecretStr
 
 from netplug.config import Settings
-from netplug.errors.redaction import without_passwords
+from netplug.errors.redaction import SECRET_WORDS, VALUE, is_secret, without_passwords
 from netplug.store.access import without_password
 
 HIDDEN = "***"
@@ -25,9 +25,7 @@ _SECRET_SETTINGS = frozenset({"etcd_user"})
 _LEFT_OUT = frozenset({"labels", "env", "environment"})
 """Fields of JSON that users fill as they like."""
 _KEYS = re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(-----END [A-Z ]*PRIVATE KEY-----|\Z)", re.DOTALL)
-_WORDS = "passw(?:or)?d|secret|token|api_?key|credential"
-_SECRET = re.compile(_WORDS, re.IGNORECASE)
-_NAMED = re.compile(rf"(?i)\b((?:[a-z0-9_-]*(?:{_WORDS})[a-z0-9_-]*)['\"]?\s*[=:]\s*)[^\s,;]+")
+_NAMED = re.compile(rf"(?i)\b((?:[a-z0-9_-]*(?:{SECRET_WORDS})[a-z0-9_-]*)['\"]?\s*[=:]\s*){VALUE}")
 _MODE = 0o600
 
 
@@ -36,7 +34,7 @@ def settings_of(settings: Settings) -> dict[str, str]:
     shown = {}
     for name in type(settings).model_fields:
         value = getattr(settings, name)
-        if isinstance(value, SecretStr) or name in _SECRET_SETTINGS or _SECRET.search(name):
+        if isinstance(value, SecretStr) or name in _SECRET_SETTINGS or is_secret(name):
             given = value.get_secret_value() if isinstance(value, SecretStr) else value
             shown[name] = HIDDEN if given else ""
         elif name == "store":
