@@ -2,15 +2,20 @@
 
 import asyncio
 import re
+import stat
 import time
+import tomllib
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from importlib import import_module
+from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING
 
+from netplug.config import settings_file
 from netplug.errors import NetplugError
 from netplug.insight.doctor import certificates
 from netplug.insight.doctor.findings import Finding, failure, note, ok, warning
@@ -103,7 +108,7 @@ async def _asked(access: EtcdAccess, took_s: list[float]) -> "EtcdStatus":
 
 
 async def trust(host: HostSubject) -> Iterable[Finding]:
-    """Find that everybody can change the shared store, that a password goes in clear, or that a certificate ends."""
+    """Find that everybody can change the shared store, or read what gives the right to; or that a certificate ends."""
     access = host.settings.etcd
     if access is None:
         return [ok("this host shares no store")]
@@ -115,6 +120,7 @@ async def trust(host: HostSubject) -> Iterable[Finding]:
     if not access.authenticated:
         words = "every client that can connect to etcd can read and change all networks"
         found.append(note(words, "give etcd a user or client certificates, see docs/store.md"))
+    found += await apart(partial(_exposed, access, settings_file()))
     for path in filter(None, (access.ca, access.cert)):
         end = await apart(partial(certificates.ends, path))
         now = datetime.now(UTC)
@@ -123,6 +129,29 @@ async def trust(host: HostSubject) -> Iterable[Finding]:
         elif end is not None and end < now + _SOON:
             found.append(warning(f"certificate {path} ends on {end:%Y-%m-%d}", f"renew {path}, and restart netplug"))
     return found
+
+
+def _exposed(access: EtcdAccess, settings: Path) -> list[Finding]:
+    """Find files with the password or the key for etcd that everybody can read."""
+    found = []
+    for path, what in ((settings, "password"), (access.key, "key")):
+        if path is None or not (path == access.key or _has_password(path)):
+            continue
+        with suppress(OSError):
+            if path.stat().st_mode & stat.S_IROTH:
+                found.append(
+                    warning(f"everybody on this host can read the {what} for etcd in {path}", f"chmod o= {path}")
+                )
+    return found
+
+
+def _has_password(path: Path) -> bool:
+    """Tell whether a file of settings has a password for etcd."""
+    try:
+        given = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return bool(given.get("etcd_password")) or "@" in str(given.get("store", ""))
 
 
 async def vtep(host: HostSubject) -> Iterable[Finding]:
