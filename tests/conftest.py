@@ -21,16 +21,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--update", action="store_true", help="rewrite golden files with what the code now says")
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def shared_etcd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Member]:
-    """An etcd that the tests of a module share."""
+    """An etcd that the tests share."""
     with running(tmp_path_factory.mktemp("etcd")) as (member,):
         yield member
 
 
 @pytest.fixture
 def etcd(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Member]:
-    """An etcd: the module's, and nothing is left in it; with mark `own_etcd` the test's own."""
+    """An etcd: the one of all tests, and nothing is left in it; with mark `own_etcd` the test's own."""
     if request.node.get_closest_marker("own_etcd"):
         with running(tmp_path) as (member,):
             yield member

@@ -27,6 +27,9 @@ BINARY = shutil.which("etcd")
 START_S = 20
 TRIES = 3  # a port that was free a moment ago may be taken
 
+ALONE = ("--heartbeat-interval", "20", "--election-timeout", "200")
+"""One member waits this long (ms) for others at each start, and has none: a second less than by default."""
+
 needs_etcd = pytest.mark.skipif(not BINARY, reason="needs etcd (make setup)")
 
 
@@ -199,7 +202,8 @@ class StartError(Exception):
 
 @contextlib.contextmanager
 def running(folder: Path, *flags: str, members: int = 1, tls: bool = False) -> Iterator[list[Member]]:
-    """Run a cluster."""
+    """Run a cluster. `flags`: of each member; the last of several counts."""
+    flags = flags if members > 1 else (*ALONE, *flags)
     for attempt in itertools.count(1):
         cluster = [Member(f"m{n}-{attempt}", folder, flags, tls=tls) for n in range(members)]
         for member in cluster:

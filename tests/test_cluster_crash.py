@@ -143,6 +143,7 @@ class Host:
 
 
 async def network(host: Host) -> None:
+    await until(lambda: host.cluster.mirroring.catalogue.identity, "the store is reached")
     subnet = SubnetSpec(space=GLOBAL)
     await host.cluster.networks.create(NetworkSpec("", "blue", {"mode": "overlay"}, (subnet,)))
 

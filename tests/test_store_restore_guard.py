@@ -1,12 +1,12 @@
 """A store that was given older data refuses what would rest on them, before it is done."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from etcd_server import Member, needs_etcd, until
+from etcd_server import Member, needs_etcd, running, until
 
 from netplug.cluster.records import IDENTITY
 from netplug.cluster.view import View
@@ -35,6 +35,13 @@ class Backed:
         """Records have their old revisions, and others brought the store past what was seen: that tells nothing."""
         _, revision = await self.store.range("")
         await asyncio.to_thread(self.etcd.restore, self._folder / name, writes=revision + 1)
+
+
+@pytest.fixture(scope="module")
+def shared_etcd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Member]:
+    """Return one of its own: `Backed.restore` writes as often as it was written before."""
+    with running(tmp_path_factory.mktemp("etcd")) as (member,):
+        yield member
 
 
 @pytest.fixture

@@ -47,8 +47,12 @@ class FirewalldProcess:
         (folder / "etc" / "firewalld.conf").write_text(config.read_text())
         (folder / "bus.conf").write_text(_BUS.format(address=self.address))
         self.bus = self._start("dbus-daemon", "--nofork", "--nopidfile", f"--config-file={folder / 'bus.conf'}")
-        self._wait((folder / "bus").exists, "the message bus")
-        self.start()
+        try:
+            self._wait((folder / "bus").exists, "the message bus")
+            self.start()
+        except BaseException:
+            self.close()
+            raise
 
     def start(self) -> None:
         """Start firewalld and wait until it guards."""
