@@ -1,9 +1,11 @@
 """Our Docker plugin on a fake kernel, and dockerd's way of calling it. For tests."""
 
 import json
+from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import cache, reduce
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from built_in_drivers import DRIVERS
 from fastapi import FastAPI
@@ -56,7 +58,7 @@ class Plugin:
         self.activations = 0
         self.lost_requests = 0
         self.engine: Engine
-        self.app: FastAPI
+        self._app: FastAPI | None = None
 
     @classmethod
     async def start(cls, kernel: FakeKernel | None = None) -> "Plugin":
@@ -70,7 +72,18 @@ class Plugin:
         self.engine = Engine(self.kernel, self.store, allocator, DRIVERS)
         await self.engine.registry.load()
         await self.engine.base_plan.load()
-        self.app = docker_app(self.engine, on_activate=self._activated, on_lost_request=self._lost)
+        self._app = None
+
+    @property
+    def app(self) -> FastAPI:
+        """The app of this process alone."""
+        if self._app is None:
+            self._app = docker_app(self.engine, on_activate=self._activated, on_lost_request=self._lost)
+        return self._app
+
+    @app.setter
+    def app(self, app: FastAPI) -> None:
+        self._app = app
 
     def _activated(self) -> None:
         self.activations += 1
@@ -81,7 +94,8 @@ class Plugin:
     async def call(self, path: str, body: object = None) -> Answer:
         """Call a method as dockerd does; `body`: bytes go as they are, None is no body at all."""
         raw = body if isinstance(body, bytes) else b"" if body is None else json.dumps(body).encode() + b"\n"
-        return await call(self.app, path, raw, {"content-length": str(len(raw))})
+        _asked.set(self)
+        return await call(self._app or _app_of_all(), path, raw, {"content-length": str(len(raw))})
 
     async def ok(self, path: str, body: object = None) -> Any:
         answer = await self.call(path, body)
@@ -112,6 +126,32 @@ class Plugin:
 
     async def close(self) -> None:
         await self.store.close()
+
+
+_asked: ContextVar[Plugin] = ContextVar("asked")
+
+
+class _OfAsked:
+    """An attribute of the plugin that is asked."""
+
+    def __init__(self, *path: str) -> None:
+        self._path = path
+
+    def __getattr__(self, name: str) -> Any:
+        # The app takes these when it is made, before any plugin is asked.
+        if name in {"pools", "requests"}:
+            return _OfAsked(*self._path, name)
+        return getattr(reduce(getattr, self._path, _asked.get()), name)
+
+
+@cache
+def _app_of_all() -> FastAPI:
+    """Return an app for all plugins: FastAPI takes longer to make one than to answer ten requests."""
+    return docker_app(
+        cast("Engine", _OfAsked("engine")),
+        on_activate=lambda: _asked.get()._activated(),
+        on_lost_request=lambda: _asked.get()._lost(),
+    )
 
 
 async def call(app: FastAPI, path: str, raw: bytes, headers: dict[str, str], *, method: str = "POST") -> Answer:
