@@ -10,11 +10,14 @@ import structlog
 from clustered import Hosts, hosts_on
 from dns_upstreams import Bench
 from etcd_server import Member, running
+from hypothesis import settings
 from quiet import quiet_log
 
 from netplug.docker import garbage
 
 pytest.register_assert_rewrite("engine_host")
+settings.register_profile("netplug", deadline=None)  # a busy machine is slow; the timeout ends what hangs
+settings.load_profile("netplug")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
