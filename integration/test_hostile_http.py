@@ -265,6 +265,7 @@ def test_plugin_api_answers_whatever_is_asked(scene: Scene) -> None:
     assert_same(before, lambda: snapshot(scene.host))
 
 
+@pytest.mark.timeout(300)
 def test_operations_that_remove_or_last_answer_whatever_is_asked() -> None:
     with made() as scene, session(scene.host.path(API)) as asking, scene.watched() as watch:
         words = WORDS | {"netns": [scene.web.name], "ifname": ["eth0"], "ref": ["one", "nowhere"]}

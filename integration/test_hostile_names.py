@@ -46,6 +46,7 @@ def requests(name: str, box: Namespace) -> dict[str, tuple[str, dict[str, Any]]]
     }
 
 
+@pytest.mark.timeout(240)
 def test_no_name_of_a_user_is_more_than_a_name(new_host: NewHost) -> None:
     host = new_host()
     host.run(["ip", "link", "add", "brown", "type", "bridge"])
@@ -99,6 +100,7 @@ def changed(value: Any, change: Callable[[Any], object]) -> Any:
     return copy
 
 
+@pytest.mark.timeout(240)
 def test_no_name_in_the_store_is_more_than_a_name(new_host: NewHost) -> None:
     """A file that a setting's path leads to keeps its text; the daemon starts, and other networks work."""
     host = new_host()

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +113,29 @@ async def test_lease_that_cannot_be_kept_is_told_until_it_is(site: Site) -> None
     (said,) = await site.wrong()
     assert said.startswith("the lease of 10.1.0.7 is not kept: no DHCP server answers by eth0 on network 'blue'")
     site.says(ips=[{"address": "10.1.0.7/24"}])
+    assert await site.wrong() == []
+    await site.call("DEL")
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "{",
+        "7",
+        "[]",
+        "{}",
+        '{"name": "a", "env": 7, "config": {}}',
+        "[" * 100_000,
+        '{"name": 1, "env": [], "config": []}',
+    ],
+)
+async def test_record_without_a_lease_to_ask_for_is_told(site: Site, said: str) -> None:
+    await site.call("ADD")
+    (record,) = site.host.endpoints()
+    await site.host.engine.registry.save(replace(record, ipam=said))
+    (told,) = await site.wrong()
+    assert told.startswith("the lease of 10.1.0.7 is not kept: ")
+    await site.host.engine.registry.save(record)
     assert await site.wrong() == []
     await site.call("DEL")
 

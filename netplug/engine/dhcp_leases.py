@@ -36,7 +36,7 @@ class DhcpClient(Protocol):
     """Speaks with the dhcp plugin."""
 
     def socket_of(self, built: EndpointRecord) -> str:
-        """Return the path of the socket of the plugin's daemon that has an endpoint's lease."""
+        """Return the path of the socket of the plugin's daemon that has a lease; raises `NetplugError`."""
 
     async def ask(self, built: EndpointRecord) -> Collection[IPAddress]:
         """Ask for an endpoint's lease again, and return the addresses; raises `NetplugError`."""
@@ -98,7 +98,10 @@ class DhcpLeases:
         """
         if not await is_there(self._sandboxes, built):
             return ""
-        path = self._client.socket_of(built)
+        try:
+            path = self._client.socket_of(built)
+        except NetplugError as exc:
+            return f"the lease of {_listed(built)} is not kept: {exc}"
         if path not in daemons:
             daemons[path] = await self.daemon_at(path)
         if (daemon := daemons[path]) is None:

@@ -31,7 +31,22 @@ def kept(request: Request) -> str:
 
 def socket_of(config: Mapping[str, Any]) -> str:
     """Return the path of the socket of the plugin's daemon that a network's configuration names."""
-    return str(config.get("ipam", {}).get("daemonSocketPath") or _SOCKET)
+    ipam = config.get("ipam")
+    return str((isinstance(ipam, dict) and ipam.get("daemonSocketPath")) or _SOCKET)
+
+
+def _said(built: EndpointRecord) -> tuple[str, dict[str, str], dict[str, Any]]:
+    """Return name, environment and configuration that `kept` wrote.
+
+    Raises:
+        NetplugError: "unavailable", the record has something else.
+    """
+    try:
+        said = json.loads(built.ipam)
+        name, env, config = str(said["name"]), dict(said["env"]), dict(said["config"])
+    except (ValueError, KeyError, TypeError, RecursionError):
+        raise NetplugError("unavailable", "its record does not say how the dhcp plugin is asked") from None
+    return name, {str(key): str(value) for key, value in env.items()}, config
 
 
 class DhcpPlugin:
@@ -41,13 +56,12 @@ class DhcpPlugin:
         self._plugins = plugins
 
     def socket_of(self, built: EndpointRecord) -> str:
-        return socket_of(json.loads(built.ipam)["config"])
+        return socket_of(_said(built)[2])
 
     async def ask(self, built: EndpointRecord) -> Collection[IPAddress]:
-        said = json.loads(built.ipam)
-        env = {"CNI_COMMAND": "ADD", **said["env"]}
+        name, env, config = _said(built)
         try:
-            request = read(Call(said["name"], env, json.dumps(said["config"]).encode()))
+            request = read(Call(name, {"CNI_COMMAND": "ADD", **env}, json.dumps(config).encode()))
             answer = await Delegate(request, self._plugins).add()
         except CniError as exc:
             raise NetplugError("unavailable", str(exc)) from exc
