@@ -2,8 +2,10 @@
 
 import http.client
 import json
+import math
 import socket
 import time
+from dataclasses import replace
 from ipaddress import ip_network
 from typing import Any
 
@@ -14,6 +16,8 @@ from living import Living, until
 
 from netplug.cli import CliError
 from netplug.drivers.steps import Route
+from netplug.engine.records import FrontEnd, NetworkSpec, SubnetSpec
+from netplug.errors import NetplugError
 
 pytestmark = needs_etcd
 
@@ -99,6 +103,55 @@ def test_each_docker_has_the_network_under_its_own_id(hosts: Hosts) -> None:
     for host in (one, two):
         until(lambda host=host: networks(host) == [], "it is gone")  # type: ignore[misc]
         until(lambda host=host: nothing_left(host), "its pool and all in the kernel are gone")  # type: ignore[misc]
+
+
+def test_a_network_that_docker_began_to_make_is_gone_after_a_crash(hosts: Hosts, etcd: Member) -> None:
+    """Docker repeats the request without its body, and then forgets it."""
+    one, two = hosts.start(1), hosts.start(2)
+    _, pool, gateway = ask(one)
+
+    async def dies(*_: object) -> None:
+        raise RuntimeError
+
+    one.do(lambda daemon: setattr(daemon.cluster.networks, "_build_defined", dies))
+    one.do(lambda daemon: setattr(daemon.cluster.networks, "_release", dies))
+    with pytest.raises(RefusedError):
+        build(one, "a", "blue", pool, gateway)
+    assert len(etcd.records("cluster/networks/")) == 1
+    one.stop()
+    has(two)
+    one = hosts.start(1)
+    until(lambda: not etcd.records("cluster/networks/") and not etcd.records("cluster/members/"), "nobody uses it")
+    for host in (one, two):
+        until(lambda host=host: networks(host) == [], "it is gone")  # type: ignore[misc]
+
+
+def test_runtimes_make_a_network_that_was_defined_a_moment_ago(hosts: Hosts) -> None:
+    """By another host whose runtime has the same configuration, or by the daemon that died before it had answered."""
+    one, two = hosts.start(1), hosts.start(2)
+    create(one)
+    subnet = only(one)["subnets"][0]["subnet"]
+    has(two)
+    two.wait_for(_take_down)
+    spec = NetworkSpec(
+        name="blue", options={"mode": "overlay"}, subnets=(SubnetSpec(ip_network(subnet)),), front_end=FrontEnd.NETAVARK
+    )
+    other = replace(spec, subnets=(SubnetSpec(ip_network("10.9.9.0/24")),))
+    with pytest.raises(NetplugError, match="exists and differs: subnet is"):
+        two.wait_for(lambda daemon: daemon.cluster.networks.create(other))
+    two.wait_for(_take_down)
+    made = two.wait_for(lambda daemon: daemon.cluster.networks.create(spec))
+    assert made.network.id == only(one)["id"]
+    with pytest.raises(CliError, match="exists already in the cluster"):
+        create(two)
+
+
+async def _take_down(daemon: Any) -> None:
+    """Have a network as if it had not come here yet."""
+    async with daemon.cluster.mirroring.lock:
+        (record,) = daemon.cluster.mirroring.shared().values()
+        daemon.cluster.mirroring.expected_from_docker[record.network.id] = math.inf
+        await daemon.cluster.networks._engine.networks.take_down(record.network.id, by=FrontEnd.CLI)
 
 
 @pytest.mark.parametrize("made", ["by Docker", "by the command"])

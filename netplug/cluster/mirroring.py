@@ -228,6 +228,16 @@ class Mirroring:
 
     # Building
 
+    async def built(self, ident: str, definition: Definition) -> NetworkRecord:
+        """Return a network as it is here, built now if it was not yet; the caller holds the lock.
+
+        Raises:
+            NetplugError: "unavailable": it cannot be built on this host, with the reason.
+        """
+        if ident not in self.shared():
+            await self._build(ident, definition)
+        return self.here(ident, definition.name)
+
     async def _build(self, ident: str, definition: Definition) -> None:
         absent = self._engine.registry.absent
         try:

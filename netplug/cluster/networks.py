@@ -22,6 +22,7 @@ from netplug.drivers.api import Scope
 from netplug.drivers.naming import short
 from netplug.drivers.steps import IPAddress, IPNetwork
 from netplug.engine import Engine
+from netplug.engine.disagreement import refuse_disagreement
 from netplug.engine.records import FrontEnd, NetworkRecord, NetworkSpec
 from netplug.errors import NetplugError
 from netplug.ipam.pool import GLOBAL
@@ -55,7 +56,9 @@ class Definitions:
 
     @uncancellable
     async def create(self, spec: NetworkSpec) -> NetworkRecord:
-        """Define a network, and build it here. Docker may create a network that is defined already, if it is equal.
+        """Define a network, and build it here. All but users may create one that is defined already, if it is equal.
+
+        Users choose names; Docker and runtimes repeat on each host what one configuration says, and after a crash.
 
         Raises:
             NetplugError, DriverError, IpamError: the request is refused; nothing was changed.
@@ -65,6 +68,8 @@ class Definitions:
         async with self._mirroring.lock:
             if spec.front_end is FrontEnd.DOCKER:
                 return await self._adopt(spec)
+            if spec.front_end.shares and (there := await self._built(spec)):
+                return there
             ident = spec.id or secrets.token_hex(32)
             definition = await self._define(ident, spec)
             return await self._build_defined(ident, definition)
@@ -90,31 +95,67 @@ class Definitions:
                 hint="docker network create -d pynet --ipam-driver pynet --ipam-opt name=blue -o mode=overlay "
                 "-o name=blue blue",
             )
-        found = next(((ident, it) for ident, it in (await self._catalogue.all()).items() if it.name == name), None)
-        if found is None:
-            ident = secrets.token_hex(32)
-            record = await self._build_defined(ident, await self._define(ident, spec), spec.id)
-        else:
-            ident, definition = found
-            try:
-                refuse_other(definition, spec, self._engine.drivers)
-                record = await self._take_over(ident, definition, spec.id)
-            finally:  # if refused, the network is built here again
-                self._mirroring.expected_from_docker.pop(ident, None)
-                self._mirroring.soon(ident)
-        await self._store.txn([], [Put(f"{MEMBERS}{ident}/{self._me}", {"network": spec.id})])
-        return record
+        ident, definition = await self._called(name)
+        try:
+            if definition is None:
+                async with self._used(ident):
+                    return await self._build_defined(ident, await self._define(ident, spec), spec.id)
+            refuse_other(definition, spec, self._engine.drivers)
+            return await self._take_over(ident, definition, spec.id)
+        finally:  # if refused, the network is built here again
+            self._mirroring.expected_from_docker.pop(ident, None)
+            self._mirroring.soon(ident)
+
+    async def _called(self, name: str) -> tuple[str, Definition | None]:
+        """Return the network of this name, or an id for a new one."""
+        found = ((ident, it) for ident, it in (await self._catalogue.all()).items() if it.name == name)
+        return next(found, (secrets.token_hex(32), None))
 
     async def _take_over(self, ident: str, definition: Definition, docker: str) -> NetworkRecord:
         """Build a network under Docker's id, in place of the one that is built here."""
         mirrored = self._mirroring.shared().get(ident)
-        if mirrored is not None:
-            if mirrored.network.id == docker and self._engine.networks.answered_anew(docker):
-                return mirrored
+        again = mirrored is not None and mirrored.network.id == docker and self._engine.networks.answered_anew(docker)
+        if mirrored is not None and not again:
             self._refuse_second(mirrored)
             self._refuse_endpoints(mirrored)
-            await self._engine.networks.take_down(mirrored.network.id, by=FrontEnd.CLI)
-        return await self._engine.networks.build(definition.to_spec(ident, docker))
+        async with self._used(ident):
+            await self._store.txn([], [self._member(ident, docker)])
+            if mirrored is not None and again:
+                return mirrored
+            if mirrored is not None:
+                await self._engine.networks.take_down(mirrored.network.id, by=FrontEnd.CLI)
+            return await self._engine.networks.build(definition.to_spec(ident, docker))
+
+    def _member(self, ident: str, docker: str) -> Put:
+        return Put(f"{MEMBERS}{ident}/{self._me}", {"network": docker})
+
+    @asynccontextmanager
+    async def _used(self, ident: str) -> AsyncIterator[None]:
+        """Have this host's Docker be a user of a network that the block builds; not if that fails, or the process dies.
+
+        Docker repeats a request, but not its body: what such a crash left, nobody would remove.
+        """
+        await self._catalogue.begin_release(ident)
+        try:
+            yield
+        except BaseException:
+            await uncancellable(self._remove_user(ident))
+            raise
+        await self._catalogue.end_release(ident)
+
+    async def _built(self, spec: NetworkSpec) -> NetworkRecord | None:
+        """Return the network of this name, built here, which it was not yet; None if there is no such network.
+
+        Raises:
+            NetplugError: it cannot be built here, or differs from what is asked for.
+        """
+        engine, name = self._engine, self._engine.drivers.parse(spec.options).name or spec.name
+        ident, definition = await self._called(name)
+        if definition is None or definition.deleting:
+            return None
+        record = await self._mirroring.built(ident, definition)
+        refuse_disagreement(record, spec, engine.registry, engine.allocator, engine.drivers)
+        return record
 
     @uncancellable
     async def delete(self, record: NetworkRecord, *, by: FrontEnd, orphaned: bool = False) -> None:
@@ -160,16 +201,20 @@ class Definitions:
     async def resume_releases(self) -> None:
         """Go on with deletions by this host's Docker that a crash ended, or of which the store did not hear.
 
+        And undo creations by Docker that a crash ended.
+
         Raises:
             StoreError: the store does not answer, or refuses; the caller tries again later.
         """
         async with self._mirroring.lock:
             for ident in await self._catalogue.released():
                 here = self._mirroring.shared().get(ident)
-                if here and here.front_end is FrontEnd.DOCKER:
-                    await self._catalogue.end_release(ident)  # the deletion was refused, or did not begin
+                if here and here.front_end is FrontEnd.DOCKER:  # the deletion was refused, or did not begin
+                    await self._catalogue.end_release(ident)
                 elif not await self._release(ident):
                     self._mirroring.soon(ident)
+                elif here:  # at once: Docker may be about to repeat its creation
+                    await self._engine.networks.take_down(here.network.id, by=FrontEnd.CLI)
 
     async def delete_if_unused(self, ident: str) -> bool:
         """Delete a network that Docker created if no host's Docker has it any more; tell whether it was deleted.
@@ -307,10 +352,9 @@ class Definitions:
                 labels=dict(spec.labels),
                 created=round(time.time(), 3),
             )
-            revision = await self._store.txn(
-                [Compare(GUARD, guard.revision if guard else 0), Compare(NETWORKS + ident, 0)],
-                [Put(GUARD, {"last": ident}), as_put(NETWORKS + ident, definition), *gateways_of(ident, definition)],
-            )
-            if revision is not None:
+            ops = [Put(GUARD, {"last": ident}), as_put(NETWORKS + ident, definition), *gateways_of(ident, definition)]
+            ops += [self._member(ident, spec.id)] if definition.docker else []
+            unchanged = [Compare(GUARD, guard.revision if guard else 0), Compare(NETWORKS + ident, 0)]
+            if await self._store.txn(unchanged, ops) is not None:
                 return definition
         raise NetplugError("unavailable", "too many networks are being created at once", hint="try again")

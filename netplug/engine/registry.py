@@ -146,6 +146,8 @@ class Registry:
             for record in (found[owner.id] for found in self._endpoints.values() if owner.id in found):
                 if record.container:
                     return f"container {record.name or short(record.container)!r}"
+        if owner.kind is OwnerKind.PENDING:  # it starts or stops
+            return f"docker for container {owner.name!r}" if owner.name else "docker"
         return str(owner)
 
     def network(self, ref: str) -> NetworkRecord:
