@@ -199,7 +199,7 @@ def main() -> int:
 
     print(f"{'case':<64} {'points':>11} {'leaks':>5}")
     with ThreadPoolExecutor(given.workers) as pool:
-        list(pool.map(one, chosen(given.words)))
+        list(pool.map(one, sorted(chosen(given.words), key=lambda it: not it.cluster)))  # the longest first
     leaks = sum(len(it.leaks) for it in results)
     print(f"{sum(it.tried for it in results)} of {sum(it.points for it in results)} points, {leaks} leaks")
     if given.json:

@@ -461,7 +461,9 @@ def cluster_cases() -> list[Case]:
         ("start over damage", (broken_start,), (), plugged),
     ]
     forgetting = Case("overlay", "host forget", (forget,), (dies,), (*network, dies), cluster=True, ways=("do",))
-    joining = Case("overlay", "a host joins", (Scene.start,), (leave,), (leave,), daemon=False, cluster=True)
+    joining = Case(
+        "overlay", "a host joins", (Scene.start,), (leave,), (leave,), daemon=False, cluster=True, ways=("do",)
+    )
     return [*(Case("overlay", *it, cluster=True) for it in found), forgetting, joining]
 
 

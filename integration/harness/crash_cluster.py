@@ -6,6 +6,8 @@ The picture then has what the other host's kernel has of this one, and the keys 
 import shutil
 from contextlib import ExitStack, suppress
 
+from netplug.cli import CliError
+
 from .cluster import Cluster, Member
 from .crash_scene import NO_DOCKER, Scene
 from .host import CommandError, Host
@@ -64,7 +66,11 @@ class ClusterScene(Scene):
 
     def followed(self) -> None:
         """Wait until the other host has the networks that this one has."""
-        names = {it["name"] for it in self.netplug.client.get("networks")["networks"]}
+        try:
+            names = {it["name"] for it in self.netplug.client.get("networks")["networks"]}
+        except CliError as error:  # it died at work that goes on after its answer
+            self._died(error)
+            raise
 
         def same() -> bool:
             return {it["name"] for it in self.there.netplug.client.get("networks")["networks"]} == names
