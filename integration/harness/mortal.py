@@ -74,7 +74,7 @@ class Mortal(Netplug):
         self.control.disarm()
         argv = [sys.executable, str(SERVER), str(self._address), str(host.dir / "crash.points")]
         self.server = host.popen(argv, log="crash-server.log")
-        wait_until(self._listens, START_TIMEOUT_S, "the server of processes")
+        wait_until(self._listens, 6 * START_TIMEOUT_S, "the server of processes")
         super().__init__(host, *serve_args)
 
     def _listens(self) -> bool:
