@@ -137,14 +137,14 @@ def test_no_failing_task_ends_the_daemon(host: Living) -> None:
 
     def break_it(daemon: Any) -> None:
         server, left = daemon._background["dns"].__self__, [KeyError("nobody thought of this")] * 3
-        original = server._read_conf
+        original = server.host_resolvers.read
 
         def broken() -> None:
             if left:
                 raise left.pop()
             original()
 
-        server._read_conf = broken
+        server.host_resolvers.read = broken
 
     host.do_and_get(break_it)
     until(lambda: "nobody thought of this" in str(host.client.get("diff")), "it is shown")

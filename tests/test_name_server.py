@@ -319,12 +319,12 @@ async def test_upstreams_follow_resolv_conf_and_internal_networks_have_none(
     assert server._rules_of(shut) is NO_FORWARDING
     before = open_.upstream_cache
     conf.write_text("nameserver 192.0.2.54\nnameserver 10.1.0.1\n")  # noqa: ASYNC240 - nobody else waits
-    server._read_conf()
+    server.host_resolvers.read()
     # The gateway is ourselves.
     assert [str(one) for one in server._rules_of(open_).servers(asked)] == ["192.0.2.54"]
     assert open_.upstream_cache is not before
     conf.unlink()  # noqa: ASYNC240
-    server._read_conf()
+    server.host_resolvers.read()
     assert server._rules_of(open_).servers(asked) == ()
 
 
@@ -339,13 +339,13 @@ async def test_question_under_way_is_asked_anew_when_the_resolvers_are_others(
 ) -> None:
     dead, news = Upstream(lambda _: None, 1), Upstream(address_of, 2)
     says(conf, dead, monkeypatch)
-    server._read_conf()
+    server.host_resolvers.read()
     await host.cli_network("10.1.0.0/24")
     kept = server.view((NET,), "")
     waiting = asyncio.ensure_future(server.ask((NET,), query("example.com")))
     await until(lambda: bool(dead.seen))
     says(conf, news, monkeypatch)
-    server._read_conf()
+    server.host_resolvers.read()
     async with asyncio.timeout(DEADLINE_S):
         said = await waiting
     assert said is not None
@@ -455,7 +455,7 @@ async def test_a_network_may_say_whom_to_ask(host: Host, conf: Path) -> None:
     assert None not in views
     assert views[0].rules.cache is not views[1].rules.cache  # type: ignore[union-attr]
     conf.write_text("nameserver 192.0.2.54\n")  # noqa: ASYNC240 - nobody else waits
-    server._read_conf()
+    server.host_resolvers.read()
     assert (asked_for("example.com", NET), asked_for("example.com", OTHER)) == (["192.0.2.7"], ["192.0.2.54"])
 
 
@@ -559,7 +559,7 @@ async def test_sandbox_follows_the_hosts_resolvers_once_they_are_others(
     waiting = asyncio.ensure_future(asked(host, "example.com"))
     await until(lambda: bool(dockers.seen))
     says(conf, news, monkeypatch)
-    server._read_conf()
+    server.host_resolvers.read()
     assert (await waiting).data == ["192.0.2.7"]
     before = len(dockers.seen)
     assert (await asked(host, "www.example.com")).data == ["192.0.2.7"]

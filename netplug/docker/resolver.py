@@ -188,7 +188,7 @@ class SandboxResolvers:
         if not docker or view is None:
             return None
         started = min(record.resolves for record in docker)
-        if started and (self._server.since > started or self._server.has_resolvers(view)):
+        if started and (self._server.host_resolvers.since > started or self._server.has_resolvers(view)):
             view = self._server.view((index.network.id for index in view.indexes), HOST_RESOLVERS)
             assert view is not None  # noqa: S101 - the same networks
         else:

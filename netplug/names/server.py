@@ -7,7 +7,6 @@ names of all networks of its sandbox, whichever of their gateways it asks.
 import asyncio
 import gc
 import socket
-import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -16,7 +15,7 @@ from weakref import WeakValueDictionary
 import structlog
 
 from netplug.dns.cache import Cache
-from netplug.dns.forward_rules import NO_FORWARDING, Rule, Rules, Server, resolv_conf, search_list
+from netplug.dns.forward_rules import NO_FORWARDING, Rule, Rules, Server
 from netplug.dns.pending import Client
 from netplug.dns.question import Question
 from netplug.dns.server import Counts, Listener, Tally
@@ -37,14 +36,12 @@ from netplug.engine.records import EndpointRecord, NetworkRecord
 from netplug.engine.registry import Record
 from netplug.names import dns_records
 from netplug.names.host_client import HostClient
+from netplug.names.host_resolvers import RESOLV_CONF, HostResolvers
 from netplug.names.rebinding import guard
 from netplug.names.serving import Serving
 
 log = structlog.get_logger(__name__)
 
-RESOLV_CONF = Path("/etc/resolv.conf")
-CONF_CHECK_S = 1.0
-"""Interval of checks of resolv.conf for changes: one stat(2) each."""
 NOT_SERVED = "it belongs to netplug or to the host, or is no domain name"
 MAX_CACHED, MIN_CACHED = 40_000, 1_000
 """Cached answers of upstreams: for all networks together, divided between them, and the minimum for each."""
@@ -66,8 +63,8 @@ class NameServer:
     Attributes:
         counts: numbers of questions by network; a client in several networks is counted in one of them.
         tallies: the same by endpoint, since it may ask.
-        since: when the host's resolvers last changed (Unix time).
-        watchers: called after such a change.
+        host_resolvers: the resolvers of the host.
+        watchers: called after their change.
         host: answers the host itself.
         guard: refuses private addresses for public names, if it is on.
     """
@@ -93,11 +90,7 @@ class NameServer:
         self.tallies: defaultdict[str, Tally] = defaultdict(Tally)
         self._engine = engine
         self._configured = tuple(upstreams)
-        self._conf = conf
-        self._special = special
-        self._conf_status: object = None
-        self._conf_content: object = None
-        self.since = 0.0
+        self.host_resolvers = HostResolvers(conf, self._use_resolvers, searched=special)
         self.watchers: list[Callable[[], None]] = []
         self._refused: dict[str, tuple[str, ...]] = {}
         self._rules = Rules()
@@ -111,21 +104,17 @@ class NameServer:
         """Start to answer. Earlier questions have waited in the queues of the sockets."""
         # Cycles are rare; a search for them after every 700 objects takes a seventh of the time of a question.
         gc.set_threshold(20_000, 20, 50)
-        self._read_conf()
+        self.host_resolvers.read()
         self._engine.kernel.resolvers.serve_resolvers(self._serve)
 
     async def run(self) -> None:
         """Follow the host's resolv.conf until cancelled."""
-        while True:
-            await asyncio.sleep(CONF_CHECK_S)
-            self._read_conf()
+        await self.host_resolvers.run()
 
     def use_upstreams(self, upstreams: Sequence[Rule], *, special: bool, refuse_rebinding: bool) -> None:
         """Take other resolvers and rules for their answers; see the class. Pending questions ask them."""
-        self._configured, self._special, self.guard.on = tuple(upstreams), special, refuse_rebinding
-        self._conf_status = self._conf_content = None
-        self._read_conf()
-        self.since = time.time()
+        self._configured, self.guard.on = tuple(upstreams), refuse_rebinding
+        self.host_resolvers.reset(searched=special)
 
     def close(self) -> None:
         """Close the sockets to upstreams. The kernel closes the listeners."""
@@ -368,29 +357,6 @@ class NameServer:
         for view in {view for index in self.zones.networks.values() for view in index.views}:
             if not view.shared:
                 self._set_rules(view)
-
-    def _read_conf(self) -> None:
-        """Read resolv.conf if it has changed."""
-        text, changed = "", 0.0
-        try:
-            status = self._conf.stat()
-            # A file that replaces it may have an old modification time.
-            changed = max(status.st_mtime, status.st_ctime, self._conf.lstat().st_ctime)
-            seen = (status.st_ino, status.st_mtime_ns, status.st_size, changed)
-            if seen == self._conf_status:
-                return
-            text = self._conf.read_text(errors="replace")
-        except OSError:
-            seen = (0, 0, 0, 0.0)
-            if seen == self._conf_status:
-                return
-        said = resolv_conf(text), search_list(text) if self._special else ()
-        self._conf_status = seen
-        if said == self._conf_content:
-            return
-        self.since = changed if self._conf_content is None else time.time()
-        self._conf_content = said
-        self._use_resolvers(*said)
 
     def _use_resolvers(self, servers: Sequence[Server], search: tuple[str, ...]) -> None:
         also = [zone for zone in map(to_wire, search) if is_private(zone)]
