@@ -13,15 +13,12 @@ from contextlib import suppress
 
 from .lease import IPAddress, Lease, Owner
 from .ledger import Ledger, unknown_pool
-from .pool import Pool
-from .store import LeaseStore
+from .pools import Pools
 
 
-class Retention:
+class Retention(Pools):
     """The part of the allocator that retains addresses."""
 
-    _store: LeaseStore
-    _ledgers: dict[str, Ledger]
     _clock: Callable[[], float]
 
     async def set_sticky(self, pool_id: str, seconds: int) -> None:
@@ -104,9 +101,3 @@ class Retention:
             raise unknown_pool(lease.pool)
         ledger.settle(lease)
         return True
-
-    def _live(self, pool_id: str) -> Ledger:
-        raise NotImplementedError
-
-    async def _change(self, ledger: Ledger, change: Callable[[Pool], Pool], undo: Callable[[Pool], Pool]) -> bool:
-        raise NotImplementedError
