@@ -75,17 +75,26 @@ def crowd(args: argparse.Namespace) -> Iterator[Figure]:
             it.env["PYTHONPYCACHEPREFIX"] = str(it.dir / "compiled")
         netplug, alone = Netplug(host, "--docker-host", "none"), Netplug(other, "--docker-host", "none")
         with Crowd(netplug) as many, Crowd(alone) as few:
+            for those in (many, few):
+                those.netplug.restart()  # the first start compiled it, which took memory
+                those.reconnect()
             many.make_room(args.endpoints + args.rounds + CHUNK)
             few.make_room(1 + args.rounds + CHUNK)
             few.grow(1)
             many.grow(SMALL)
             small = memory_mb(netplug)["rss"]
             yield Figure("crowd", f"resident memory with {SMALL} endpoints", small, "MB", most=80)
+
+            def each() -> float:
+                return (memory_mb(netplug)["rss"] - small) * 1024 / (args.endpoints - SMALL)
+
             many.grow(args.endpoints)
-            each = (memory_mb(netplug)["rss"] - small) * 1024 / (args.endpoints - SMALL)
-            yield Figure("crowd", "resident memory of each further endpoint", each, "kB", most=20)
+            yield Figure("crowd", "resident memory of each further endpoint", each(), "kB", most=20)
+            netplug.cli("diff")
+            yield Figure("crowd", "the same after a comparison of all", each(), "kB")
             yield from _attaches(args, many, few)
             yield from _restart(netplug, many, args.endpoints)
+            yield Figure("crowd", "memory of each further endpoint after that start", each(), "kB")
 
 
 def _attaches(args: argparse.Namespace, many: Crowd, few: Crowd) -> Iterator[Figure]:
