@@ -8,14 +8,10 @@ Run it as root: ``make bench`` or ``.venv/bin/python bench/memory.py [--endpoint
 """
 
 import argparse
-import http.client
 import json
-import re
-import socket
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -24,58 +20,34 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "integration"))
 
 from goals import at_most
 from harness import Host, Netplug
+from harness.crowd import Api, memory_mb
 
-SETTLE_S = 3.0
-"""Work after an answer (a look at the kernel half a second after a change) is done by then."""
 GOAL_MB = 80
 GOAL_ENDPOINTS = 100
-
-
-class Api:
-    """The daemon's own API, by one connection."""
-
-    def __init__(self, path: Path) -> None:
-        self._connection = http.client.HTTPConnection("netplug", timeout=60)
-        self._connection.sock = socket.socket(socket.AF_UNIX)
-        self._connection.sock.connect(str(path))
-
-    def post(self, path: str, body: dict[str, Any]) -> None:
-        self._connection.request("POST", path, json.dumps(body), {"Content-Type": "application/json"})
-        response = self._connection.getresponse()
-        answer = response.read()
-        if response.status >= 300:
-            raise SystemExit(f"{path}: {answer.decode()}")
-
-
-def memory(pid: int) -> dict[str, float]:
-    """Return resident and private megabytes of a process."""
-    time.sleep(SETTLE_S)
-    text = Path(f"/proc/{pid}/smaps_rollup").read_text()
-    found = {name: int(kib) / 1024 for name, kib in re.findall(r"^(\w+): +(\d+) kB", text, re.MULTILINE)}
-    return {"rss": found["Rss"], "private": found["Private_Clean"] + found["Private_Dirty"]}
 
 
 def measure(endpoints: int) -> dict[str, dict[str, float]]:
     """Return what the daemon takes, by situation."""
     with Host("memory") as host:
+        host.env.pop("PYTHONDONTWRITEBYTECODE", None)  # an installed netplug is compiled
+        host.env["PYTHONPYCACHEPREFIX"] = str(host.dir / "compiled")
         netplug = Netplug(host)
-        assert netplug.process
-        pid = netplug.process.pid
-        found = {"at rest": memory(pid)}
+        netplug.restart()  # compiling took memory
+        found = {"at rest": memory_mb(netplug)}
         netplug.cli("network", "create", "blue", "--subnet", "10.90.0.0/16")
         names = [f"box{number}" for number in range(endpoints)]
         host.run(["sh", "-c", "; ".join(f"ip netns add {name}" for name in names)])
-        api = Api(host.path("/run/netplug/netplug.sock"))
+        api = Api.of(netplug)
         for number, name in enumerate(names):
             ports = [{"proto": "tcp", "port": 80, "host_port": 20000 + number}]
             body = {"network": "blue", "netns": name, "name": name, "aliases": [f"www{number}"], "ports": ports}
-            api.post("/v1/attach", body)
-        found[f"{endpoints} endpoints"] = memory(pid)
+            api.ask("POST", "attach", body)
+        found[f"{endpoints} endpoints"] = memory_mb(netplug)
         host.run(["sh", "-c", "; ".join(f"ip netns del {name}" for name in names)])
         deadline = time.monotonic() + 60
         while netplug.json("ps") and time.monotonic() < deadline:
             time.sleep(0.5)
-        found["after their removal"] = memory(pid)
+        found["after their removal"] = memory_mb(netplug)
         netplug.cli("network", "rm", "blue")
         netplug.stop()
         return found
