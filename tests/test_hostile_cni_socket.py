@@ -3,6 +3,7 @@
 import json
 import socket
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,10 @@ import pytest
 from hostile import INTERNAL, TEXTS, mutated, often, raw_texts
 from hypothesis import example, given
 from hypothesis import strategies as st
-from living import DEADLINE_S, Living, living
+from living import DEADLINE_S, Living, living, until
 
 from netplug.daemon.life import Daemon
+from netplug.errors import NetplugError
 
 CONFIG = {"cniVersion": "1.1.0", "name": "blue", "type": "pynet", "ipam": {"type": "netplug-ipam"}}
 ENV = {"CNI_COMMAND": "ADD", "CNI_CONTAINERID": "c", "CNI_NETNS": "/run/netns/box", "CNI_IFNAME": "eth0"}
@@ -114,16 +116,18 @@ def judge(said: bytes) -> None:
 
 
 def clear(daemon: Living) -> None:
-    """Delete what a frame asked for."""
+    """Delete what a frame asked for, also what is still being made for one that did not wait."""
 
-    async def delete(it: Daemon) -> None:
+    async def delete(it: Daemon) -> bool:
         engine = it._parts.engine
         for record in engine.registry.endpoints():
             await engine.endpoints.delete(record.endpoint.network, record.endpoint.id)
-        for network in engine.registry.networks():
-            await engine.networks.delete(network.network.id, by=network.front_end)
+        with suppress(NetplugError):  # it has a newer endpoint
+            for network in engine.registry.networks():
+                await engine.networks.delete(network.network.id, by=network.front_end)
+        return not engine.registry.networks()
 
-    daemon.wait_for(delete)
+    until(lambda: daemon.wait_for(delete), "all is deleted")
 
 
 @often(120)

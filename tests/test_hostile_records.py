@@ -32,7 +32,8 @@ from netplug.store.sqlite import SqliteStore
 
 FUZZ = bool(os.environ.get("NETPLUG_FUZZ"))
 """With it, each variant is written."""
-EVIL = "e" * 32
+EVIL = "f" * 32
+"""Of two hosts that claim one VTEP since the same time it is the one with the lower id that has it: no host of ours."""
 GOOD = "d9" * 32
 VALUES: tuple[Any, ...] = (
     *("", "../../etc", "a\0b", "\x1b[2J", "$(reboot)", "x" * 16, "\ud800", "0.0.0.0/0", "10.1.0.1/99", "224.0.0.1"),
