@@ -223,9 +223,12 @@ def test_links_of_other_users_are_not_followed(tmp_path: Path) -> None:
     os.chown(other, NOBODY, NOBODY, follow_symlinks=False)
     assert writable_by_others(own) == ""
     assert writable_by_others(other) == f"{other} belongs to user {NOBODY}"
-    (tmp_path / "real" / "lock").symlink_to("/etc/passwd")
+    theirs = tmp_path / "theirs"
+    theirs.write_text("kept")
+    (tmp_path / "real" / "lock").symlink_to(theirs)
     with pytest.raises(NetplugError, match="cannot be opened"):
         lock_file(tmp_path / "real" / "lock")
+    assert theirs.read_text() == "kept"
 
 
 @NEEDS_ROOT

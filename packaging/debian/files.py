@@ -60,6 +60,7 @@ def lay_out(root: Path, project: Path, version: str) -> None:
 def cni(root: Path) -> None:
     """Write the executable for CNI runtimes and netavark, as `netplug cni install` does."""
     sys.path.insert(0, str(root / wheels.COMMON))
+    sys.dont_write_bytecode = True  # into the package
     from netplug.cli import cni_executable  # noqa: PLC0415 - of the package that is being built
 
     content = cni_executable.program(Path("/run/netplug"), INTERPRETER)
