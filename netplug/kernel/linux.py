@@ -77,6 +77,7 @@ from netplug.kernel.probes.prober import WorkerProbes
 from netplug.kernel.progress import Progress
 from netplug.kernel.rtnetlink_lane import RequestLane
 from netplug.kernel.sandbox import handlers as sandbox
+from netplug.kernel.sandbox.proc_mount import SANDBOXES
 from netplug.kernel.sandbox.resolvers import Resolvers
 from netplug.kernel.sandbox.service import NetworkNamespaces
 from netplug.kernel.survey import Survey, View
@@ -331,3 +332,4 @@ class LinuxKernel:
             self._looking.close()
             self._survey.close()
             self._nl.close()
+            SANDBOXES.close()

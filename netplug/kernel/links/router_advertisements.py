@@ -62,7 +62,7 @@ def _write(conf: int, link: str, name: str, value: str) -> None:
     try:
         fd = os.open(f"{link}/{name}", os.O_WRONLY | os.O_CLOEXEC, dir_fd=conf)
     except OSError as error:
-        error.filename = f"{IPV6_CONF}/{link}/{name}"
+        error.filename = f"/proc/{IPV6_CONF}/{link}/{name}"
         raise
     try:
         os.write(fd, value.encode())

@@ -16,8 +16,8 @@ from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
 from typing import Self
 
-IPV6_CONF = "/proc/sys/net/ipv6/conf"
-"""IPv6 settings of links, of the network namespace of the thread that opens it."""
+IPV6_CONF = "sys/net/ipv6/conf"
+"""IPv6 settings of links, below `/proc`, of the network namespace of the thread that opens it."""
 
 NETLINK_ROUTE = 0
 NETLINK_NETFILTER = 12
@@ -165,7 +165,7 @@ def string(value: bytes | None) -> str:
 
 def _open_ipv6_conf() -> int | None:
     try:
-        return os.open(IPV6_CONF, os.O_PATH | os.O_CLOEXEC)
+        return os.open(f"/proc/{IPV6_CONF}", os.O_PATH | os.O_CLOEXEC)
     except FileNotFoundError:
         return None
 

@@ -22,7 +22,8 @@ from typing import Any, Self, TypeAlias, TypeVar
 import structlog
 
 from netplug.kernel import libc
-from netplug.kernel.netlink.connection import NETLINK_ROUTE, Netlink
+from netplug.kernel.netlink.connection import IPV6_CONF, NETLINK_ROUTE, Netlink
+from netplug.kernel.sandbox.proc_mount import SANDBOXES
 from netplug.kernel.threads import in_new_thread
 
 log = structlog.get_logger(__name__)
@@ -134,7 +135,7 @@ def _return(own: int) -> None:
 def netlink_in(fd: int, protocol: int = NETLINK_ROUTE, enter: Enter = run_in) -> Netlink:
     """Return a netlink socket in the namespace, whose descriptor stays open as long as the socket is used."""
     netlink: Netlink = enter(fd, lambda: Netlink.open(protocol))
-    netlink.open_ipv6_conf = partial(enter, fd, netlink.open_ipv6_conf)
+    netlink.open_ipv6_conf = partial(enter, fd, partial(SANDBOXES.open, IPV6_CONF))
     return netlink
 
 
