@@ -191,6 +191,14 @@ def until(condition: Callable[[], object], what: str) -> None:
         time.sleep(0.005)
 
 
+def connect(path: Path) -> socket.socket:
+    """Return a connection to one of a daemon's sockets."""
+    sock = socket.socket(socket.AF_UNIX)
+    sock.settimeout(DEADLINE_S)
+    sock.connect(str(path))
+    return sock
+
+
 def watched(condition: Callable[[], _T]) -> tuple[_T, list[str]]:
     """Call it, and return also what each function returned that it called itself."""
     code, returned = getattr(condition, "__code__", None), list[str]()

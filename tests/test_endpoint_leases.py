@@ -1,6 +1,5 @@
 """Addresses that Docker requested of netplug's IPAM: nobody else gets one before Docker releases it."""
 
-from contextlib import suppress
 from ipaddress import ip_address, ip_interface, ip_network
 
 import pytest
@@ -47,6 +46,19 @@ async def detach(host: Host) -> None:
     await host.engine.endpoints.detach(NET, "ns1", "eth0")
 
 
+async def survives(host: Host, changes: int, act: Act) -> bool:
+    """Act in a process that dies after so many changes, and return whether it came to the end."""
+    host.live(Fuse(changes))
+    await host.engine.registry.load()
+    await host.engine.allocator.load()
+    await host.engine.base_plan.load()
+    try:
+        await act(host)
+    except Died:
+        return False
+    return True
+
+
 def lease(host: Host) -> Lease | None:
     return host.engine.allocator.lease(POOL, ADDRESS)
 
@@ -68,13 +80,7 @@ async def test_address_is_docker_s_wherever_the_process_dies(case: tuple[tuple[A
     changes, ended, found = 0, False, set()
     while not ended:
         it = await host.clone()
-        it.live(Fuse(changes))
-        await it.engine.registry.load()
-        await it.engine.allocator.load()
-        await it.engine.base_plan.load()
-        with suppress(Died):
-            await act(it)
-            ended = True
+        ended = await survives(it, changes, act)
         for _ in range(2):
             await it.reboot()
             await it.check()
@@ -94,12 +100,7 @@ async def test_address_is_docker_s_wherever_the_process_dies(case: tuple[tuple[A
 @pytest.mark.parametrize("changes", range(9))
 async def test_address_that_docker_did_not_request_is_free_after_a_death(changes: int) -> None:
     host = await set_up(FakeKernel(), (network, attach))
-    host.live(Fuse(changes))
-    await host.engine.registry.load()
-    await host.engine.allocator.load()
-    await host.engine.base_plan.load()
-    with suppress(Died):
-        await detach(host)
+    await survives(host, changes, detach)
     await host.reboot()
     await host.check()
     await detach(host) if owner(host) else None

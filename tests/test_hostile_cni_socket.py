@@ -4,14 +4,13 @@ import json
 import socket
 from collections.abc import Iterator
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 import pytest
 from hostile import INTERNAL, TEXTS, mutated, often, raw_texts
 from hypothesis import example, given
 from hypothesis import strategies as st
-from living import DEADLINE_S, Living, living, until
+from living import Living, connect, living, until
 
 from netplug.daemon.life import Daemon
 from netplug.errors import NetplugError
@@ -69,13 +68,6 @@ ENDS = st.sampled_from(("whole", "whole", "whole", "closed", "unread"))
 def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Living]:
     with living(tmp_path_factory.mktemp("cni")) as it:
         yield it
-
-
-def connected(path: Path) -> socket.socket:
-    sock = socket.socket(socket.AF_UNIX)
-    sock.settimeout(DEADLINE_S)
-    sock.connect(str(path))
-    return sock
 
 
 def send(sock: socket.socket, data: bytes, cuts: list[int]) -> None:
@@ -137,7 +129,7 @@ def clear(daemon: Living) -> None:
 @example(b"\0" * 300, [5], "whole")
 @example(b"\0\0", [1], "unread")
 def test_frame(daemon: Living, data: bytes, cuts: list[int], end: str) -> None:
-    with connected(daemon.settings.cni_socket) as sock:
+    with connect(daemon.settings.cni_socket) as sock:
         send(sock, data, cuts)
         if end != "closed":
             sock.shutdown(socket.SHUT_WR)
@@ -146,7 +138,7 @@ def test_frame(daemon: Living, data: bytes, cuts: list[int], end: str) -> None:
             assert bool(said) == bool(data)  # nothing is asked by nothing
             if data:
                 judge(said)
-    with connected(daemon.settings.cni_socket) as sock:  # others are answered
+    with connect(daemon.settings.cni_socket) as sock:  # others are answered
         sock.sendall(STATUS)
         sock.shutdown(socket.SHUT_WR)
         assert read(answer(sock))[::2] == (0, "")

@@ -8,7 +8,7 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
-from living import DEADLINE_S, Living, living, until
+from living import DEADLINE_S, Living, connect, living, until
 from pydantic import ValidationError
 
 from netplug.cli import CliError
@@ -61,13 +61,6 @@ def place(tmp_path: Path) -> Iterator[Place]:
 def stack() -> Iterator[ExitStack]:
     with ExitStack() as it:
         yield it
-
-
-def connect(path: Path) -> socket.socket:
-    sock = socket.socket(socket.AF_UNIX)
-    sock.settimeout(DEADLINE_S)
-    sock.connect(str(path))
-    return sock
 
 
 def ask(sock: socket.socket, request: bytes) -> bytes:

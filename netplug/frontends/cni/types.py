@@ -206,15 +206,15 @@ def _explain(exc: ValidationError, where: str) -> CniError:
     error = exc.errors()[0]
     # Where a value may be of several kinds, pydantic adds the kind's name to the path.
     path = ".".join([where] * bool(where) + [str(part) for part in error["loc"] if not _is_kind(str(part))])
-    shown = '"***"' if is_secret(path) else json.dumps(error["input"], default=str)[:200]
+    secret = is_secret(path)
+    shown = '"***"' if secret else json.dumps(error["input"], default=str)[:200]
     unsupported = {"extra_forbidden", "literal_error", "less_than_equal", "greater_than_equal", "too_long"}
     if error["type"] in unsupported and path.rpartition(".")[2] not in {"hostPort", "containerPort", "protocol"}:
         return CniError(Code.UNSUPPORTED, f"unsupported field {path}={shown}")
     if error["type"] == "missing":
         return CniError(Code.CONFIG, f"invalid network configuration: {path} is missing")
-    return CniError(
-        Code.CONFIG, f"invalid network configuration: {path}={shown}", "" if is_secret(path) else wrong(dict(error))
-    )
+    details = "" if secret else wrong(dict(error))
+    return CniError(Code.CONFIG, f"invalid network configuration: {path}={shown}", details)
 
 
 def _is_kind(part: str) -> bool:

@@ -133,15 +133,15 @@ async def trust(host: HostSubject) -> Iterable[Finding]:
 
 def _exposed(access: EtcdAccess, settings: Path) -> list[Finding]:
     """Find files with the password or the key for etcd that everybody can read."""
+    secrets = [(access.key, "key")] if access.key else []
+    if _has_password(settings):
+        secrets.insert(0, (settings, "password"))
     found = []
-    for path, what in ((settings, "password"), (access.key, "key")):
-        if path is None or not (path == access.key or _has_password(path)):
-            continue
+    for path, what in secrets:
         with suppress(OSError):
             if path.stat().st_mode & stat.S_IROTH:
-                found.append(
-                    warning(f"everybody on this host can read the {what} for etcd in {path}", f"chmod o= {path}")
-                )
+                words = f"everybody on this host can read the {what} for etcd in {path}"
+                found.append(warning(words, f"chmod o= {path}"))
     return found
 
 

@@ -114,7 +114,7 @@ def walk(data: bytes, start: int = 0) -> Iterator[tuple[int, bytes]]:
 
 
 def attrs(data: bytes, start: int = 0) -> dict[int, bytes]:
-    """Return the attributes by type; the last of several of one type."""
+    """Return the attributes by type; the last of several of one type. Not by `walk`: a generator takes longer."""
     found = {}
     end = len(data) - 3
     unpack = _ATTR.unpack_from
