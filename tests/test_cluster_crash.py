@@ -265,7 +265,7 @@ async def swept(host: Host) -> None:
     """Wait until what an earlier life had in the kernel of others is gone: the look at all, now and then, finds it."""
     host.cluster.view.touch_all()
     async with asyncio.timeout(DEADLINE_S):
-        while reached_by(host.kernel):
+        while reached_by(host.kernel) or await host.reconciler.diff():  # `reached_by` omits set `remote`
             await host.reconciler.repair()
             await asyncio.sleep(0.005)
 
