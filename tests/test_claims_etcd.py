@@ -18,7 +18,7 @@ from netplug.ipam.pool import Pool
 from netplug.ipam.scan_offset import HashedStart
 from netplug.ipam.spaces import default_spaces, ula
 from netplug.store.access import EtcdAccess
-from netplug.store.api import Compare, Delete, Put
+from netplug.store.api import Compare, Delete, Put, Record
 from netplug.store.etcd import EtcdStore
 from netplug.store.leases import StoredLeases
 from netplug.store.restore_guard import RestoreGuard
@@ -129,6 +129,48 @@ async def test_what_a_dead_daemon_claimed_is_its_hosts(etcd: Member) -> None:
     assert await StoredLeases(locals_[0]).load() == ([], [lease])
     for it in (store, *locals_):
         await it.close()
+
+
+class ReleasesLate(EtcdStore):
+    """Deletes a claim when somebody has found it there, and before they look whose it is."""
+
+    def __init__(self, store: EtcdStore) -> None:
+        self.__dict__.update(store.__dict__)
+        self.asked, self._found, self._deleted = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    async def txn(
+        self, compares: Sequence[Compare], ops: Sequence[Put | Delete], *, durable: bool = False
+    ) -> int | None:
+        if isinstance(ops[0], Put):
+            done = await super().txn(compares, ops, durable=durable)
+            self._found.set()
+            return done
+        self.asked.set()
+        await self._found.wait()
+        done = await super().txn(compares, ops, durable=durable)
+        self._deleted.set()
+        return done
+
+    async def get(self, key: str) -> Record | None:
+        await self._deleted.wait()
+        return await super().get(key)
+
+
+async def test_what_a_dead_daemon_claimed_is_asked_for_while_it_is_released(etcd: Member) -> None:
+    store, local = await EtcdStore.open(EtcdAccess((etcd.host,))), await SqliteStore.open(":memory:")
+    late = ReleasesLate(store)
+    leases = SharedLeases(local, late, HOSTS[0])
+    lease = Lease("global/10.9.0.0/24", ip_address("10.9.0.9"), Owner(OwnerKind.ENDPOINT, "web"))
+    assert await StoredLeases(store, HOSTS[0]).claim(lease)
+    releasing = asyncio.create_task(leases.reconcile([lease.pool]))
+    async with asyncio.timeout(10):
+        await late.asked.wait()
+        assert await leases.claim(lease)
+        await releasing
+    assert [(it.lease, it.host) for it in await leases.claims(lease.pool)] == [(lease, HOSTS[0])]
+    assert await StoredLeases(local).load() == ([], [lease])
+    await store.close()
+    await local.close()
 
 
 async def test_who_waits_for_a_release_is_written_later_if_the_store_does_not_answer(etcd: Member) -> None:

@@ -170,10 +170,13 @@ class SharedLeases:
     async def _take_over(self, lease: Lease) -> bool:
         """Take an address that a former daemon of this host claimed, and that it died too early to note.
 
-        `reconcile` releases such addresses, some time after the start.
+        `reconcile` releases such addresses, some time after the start; it may have done so since the address was found
+        claimed.
         """
         with self.breaker.request():
-            return await self._shared.update(lease)
+            if await self._shared.update(lease):
+                return True
+        return await self._claim_shared(lease)
 
     async def update(self, lease: Lease) -> bool:
         """Store the new owner of a lease; False: there is no such lease.
