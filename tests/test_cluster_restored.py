@@ -14,6 +14,7 @@ from living import Living, until
 
 from netplug.cli import CliError
 from netplug.cluster import cluster, recovery
+from netplug.store.restore_guard import RestoreGuard
 
 pytestmark = [needs_etcd, pytest.mark.own_etcd]
 
@@ -211,6 +212,23 @@ def test_a_daemon_that_starts_later_knows_what_it_saw(hosts: Hosts, etcd: Member
         until(lambda host=host: networks(host) == ["blue", "late"], "both networks")  # type: ignore[misc]
         until(lambda host=host: host.client.get("diff")["differences"] == [], "no difference")  # type: ignore[misc]
     until(lambda: len(reached(other)) == 2 and not reached(one), "kernels have what there is")
+
+
+def test_a_daemon_that_died_before_its_mark_writes_it_later(
+    hosts: Hosts, etcd: Member, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def dies_before_it(_: RestoreGuard) -> None:
+        pass
+
+    with monkeypatch.context() as patched:
+        patched.setattr(RestoreGuard, "mark", dies_before_it)
+        one = hosts.start(1)
+        create(one)
+        has(one)
+        one.stop()
+    assert etcd.records("cluster/marks/") == {}
+    one = hosts.start(1)
+    marked(etcd, one)
 
 
 def test_it_happens_again(hosts: Hosts, etcd: Member, tmp_path: Path, log: Log) -> None:

@@ -107,6 +107,8 @@ class Recovery:
                 now = str(stored.value["id"])
                 if now != before:
                     await self._recover(before, now, restored=bool(stored.value.get("restored")))
+                elif not self._catalogue.identity:  # the first time since the start
+                    self._store.owe_mark()
             self._catalogue.identity = now
 
     async def _recover(self, before: str, now: str, *, restored: bool) -> None:

@@ -117,7 +117,11 @@ class RestoreGuard:
         self.seen = None
         self.generation += 1
         self.data_lost.clear()
-        self._changed.set()  # so that a new mark is written
+        self.owe_mark()
+
+    def owe_mark(self) -> None:
+        """Have a mark written after `DELAY_S`, as after a change. An earlier process may have died before its mark."""
+        self._changed.set()
 
     @staticmethod
     def _restored() -> Restored:
@@ -142,7 +146,7 @@ class RestoreGuard:
         if revision is None:
             await self.verify()
         elif any(isinstance(op, Delete) or op.lease is None for op in ops):
-            self._changed.set()
+            self.owe_mark()
         return revision
 
     def watch(
