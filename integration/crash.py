@@ -113,6 +113,7 @@ class Run:
     def _settled(self) -> Snapshot:
         """Return the picture when two in a row are the same."""
         found = ""
+        self._scene.settle()
         for _ in range(20):
             taken = self._scene.take()
             if not (found := self._scene.same(taken)):

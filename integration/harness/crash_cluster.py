@@ -7,6 +7,7 @@ import shutil
 from contextlib import ExitStack, suppress
 
 from netplug.cli import CliError
+from netplug.cluster.recovery import SEEN
 
 from .cluster import Cluster, Member
 from .crash_scene import NO_DOCKER, Scene
@@ -121,6 +122,11 @@ class ClusterScene(Scene):
                     etcd.delete(f"cluster/{kind}/{it['id']}")
 
     # Looking
+
+    def settle(self) -> None:
+        """Wait for the mark that each start writes in etcd."""
+        if self.netplug.running:
+            wait_until(lambda: SEEN in self.records(), _FOLLOWING_S, "the mark is written")
 
     def take(self) -> Snapshot:
         """Return all that there is, here and there."""

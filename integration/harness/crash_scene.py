@@ -243,6 +243,9 @@ class Scene:
 
     # Looking
 
+    def settle(self) -> None:
+        """Wait for what comes a while after a start."""
+
     def take(self) -> Snapshot:
         """Return all that there is, with words of the scene in place of ids that are chosen anew each time."""
         return self.named(self.look())
