@@ -153,7 +153,7 @@ class Run:
         try:
             left = scene.run_until(number, requests)
             died = bool(left) or not scene.netplug.running
-            if self._case.daemon:
+            if self._case.daemon or (not left and Scene.start in requests):  # its start was answered before it died
                 scene.live_again()
             scene.repeat(left)
             if found := scene.same(wanted):
