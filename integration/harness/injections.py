@@ -73,6 +73,9 @@ INJECTIONS: dict[str, Injection] = {
     "MAC of the bridge": Injection("ip link set {bridge} address 02:00:00:00:00:99"),
     "veth off its bridge": Injection("ip link set {port} nomaster"),
     "veth down": Injection("ip link set {port} down"),
+    "port disabled": Injection("bridge link set dev {port} state 0"),
+    "port locked, not flooded to": Injection("bridge link set dev {port} locked on flood off bcast_flood off"),
+    "ARP of the bridge off": Injection("ip link set {bridge} arp off"),
     "forwarding off": Injection("sysctl -qw net.ipv4.ip_forward=0 net.ipv6.conf.all.forwarding=0"),
     "route_localnet off": Injection("sysctl -qw net.ipv4.conf.{bridge}.route_localnet=0"),
     "overlay: FDB entry deleted": Injection("bridge fdb del {peer_mac} dev {tunnel} dst {vtep} self", overlay=True),
@@ -82,6 +85,7 @@ INJECTIONS: dict[str, Injection] = {
     "overlay: tunnel deleted": Injection("ip link del {tunnel}", overlay=True),
     "overlay: tunnel down": Injection("ip link set {tunnel} down", overlay=True),
     "overlay: tunnel off its bridge": Injection("ip link set {tunnel} nomaster", overlay=True),
+    "overlay: tunnel's port disabled": Injection("bridge link set dev {tunnel} state 0", overlay=True),
     "overlay: bridge deleted": Injection("ip link del {bridge}", overlay=True),
     "overlay: bridge down and up": Injection("ip link set {bridge} down; ip link set {bridge} up", overlay=True),
 }

@@ -34,6 +34,19 @@ class Runner(Protocol):
     def run(self, argv: list[str], /) -> CompletedProcess[str]: ...
 
 
+_PORT_FLAGS = ("hairpin", "isolated", "learning", "flood", "mcast_flood", "bcast_flood", "neigh_suppress", "locked")
+
+
+def _port(link: dict[str, Any]) -> list[str]:
+    """Return the flags of a bridge port, and its state if it has a carrier."""
+    info = link.get("linkinfo", {})
+    if info.get("info_slave_kind") != "bridge":
+        return []
+    data = info["info_slave_data"]
+    state = [f"state {data['state']}"] if link["operstate"] == "UP" and "LOWER_UP" in link["flags"] else []
+    return [*state, *(f"{name} {'on' if data[name] else 'off'}" for name in _PORT_FLAGS if name in data)]
+
+
 def _links(text: str) -> list[str]:
     lines = []
     for link in json.loads(text or "[]"):
@@ -41,6 +54,8 @@ def _links(text: str) -> list[str]:
         parts = [link["ifname"], kind, f"mtu {link['mtu']}", "up" if "UP" in link["flags"] else "down"]
         parts += [f"{key} {link[key]}" for key in ("master", "address") if key in link]
         parts += [f"altname {name}" for name in link.get("altnames", ())]
+        parts += ["NOARP"] if "NOARP" in link["flags"] and kind != "ifb" else []
+        parts += _port(link)
         lines.append(" ".join(parts))
     return sorted(lines)
 

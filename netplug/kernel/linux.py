@@ -204,7 +204,7 @@ class LinuxKernel:
         try:
             kernel._register(packages)
             found = await kernel._reaper.sweep()
-            ports = {it.index: PortFlags(it.hairpin, it.isolated, not it.learning, it.up) for it in found if it.master}
+            ports = {it.index: PortFlags.of(it) for it in found if it.master}
             kernel._legacy.start()
             kernel._foreign.open({it.index: LinkState(it.mtu, it.mac) for it in found}, ports)
         except BaseException:

@@ -102,6 +102,37 @@ class TestLinuxKernel(LinuxHost, KernelSuite):
         assert await kernel.ensure((BRIDGE, VETH, alone, IFB)) == [Outcome.ADJUSTED] * 4
         assert await whats(kernel, BRIDGE, VETH, alone, IFB) == []
 
+    async def test_port_passes_frames_again(self, kernel: LinuxKernel) -> None:
+        await kernel.ensure((BRIDGE, VETH))
+        run("ip", "link", "set", VETH.peer, "up")
+        flags = ("state", "0", "locked", "on", "flood", "off", "mcast_flood", "off", "bcast_flood", "off")
+        run("bridge", "link", "set", "dev", VETH.name, *flags)
+        wrong = "port flag flood is off, port flag mcast_flood is off, port flag bcast_flood is off, port is locked"
+        assert await whats(kernel, BRIDGE, VETH) == [f"state of the port is not forwarding, {wrong}"]
+        assert await kernel.ensure((BRIDGE, VETH)) == [Outcome.EQUAL, Outcome.ADJUSTED]
+        assert await whats(kernel, BRIDGE, VETH) == []
+        shown = run("bridge", "-d", "link", "show", "dev", VETH.name)
+        assert [it in shown for it in ("state forwarding", " flood on ", " mcast_flood on ", " locked off ")] == [
+            True
+        ] * 4
+
+    async def test_state_of_a_port_is_the_kernels_where_it_decides(self, kernel: LinuxKernel) -> None:
+        """Without a carrier, on a bridge that is down, and where the bridge runs the spanning tree protocol."""
+        await kernel.ensure((BRIDGE, VETH))
+        assert "state disabled" in run("bridge", "link", "show", "dev", VETH.name)
+        assert await whats(kernel, BRIDGE, VETH) == []
+        run("ip", "link", "set", VETH.peer, "up")
+        run("ip", "link", "set", BRIDGE.name, "down")
+        assert await whats(kernel, VETH) == []
+        run("ip", "link", "set", BRIDGE.name, "type", "bridge", "stp_state", "1")
+        run("ip", "link", "set", BRIDGE.name, "up")
+        assert "state listening" in run("bridge", "link", "show", "dev", VETH.name)
+        (what,) = await whats(kernel, BRIDGE, VETH)
+        assert what.endswith("runs the spanning tree protocol")
+        assert await kernel.ensure((BRIDGE, VETH)) == [Outcome.ADJUSTED] * 2
+        assert await whats(kernel, BRIDGE, VETH) == []
+        assert "state forwarding" in run("bridge", "link", "show", "dev", VETH.name)
+
     async def test_bridge_is_told_again_who_is_at_a_pinned_port(self, kernel: LinuxKernel) -> None:
         pinned = replace(VETH, pinned=True)
         await kernel.ensure((BRIDGE, pinned))

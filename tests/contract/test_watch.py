@@ -219,15 +219,29 @@ async def test_flags_that_others_take_from_a_bridge_port_are_told(kernel: LinuxK
     port = replace(VETH, name="nphport", peer="npsport", mac="02:00:00:00:01:08", isolated=True, pinned=True)
     hairpin = Hairpin(port.name)
     await kernel.ensure((port, hairpin))
+    run("ip", "link", "set", port.peer, "up")  # a port without a carrier is disabled
     await expect_silence(kernel)
-    for flag in ("hairpin off", "isolated off", "learning on"):
+    floods = ("flood off", "mcast_flood off", "bcast_flood off")
+    for flag in ("hairpin off", "isolated off", "learning on", "state 0", "state 1", "locked on", *floods):
         run("bridge", "link", "set", "dev", port.name, *flag.split())
         await wait_for_word(kernel)
         await kernel.ensure((port, hairpin))
+        assert await kernel.drift((port, hairpin)) == []
         await expect_silence(kernel)
+    run("ip", "link", "set", port.peer, "down")
+    await expect_silence(kernel)
     await kernel.remove((hairpin,))
     await expect_silence(kernel)
     await kernel.remove((port,))
+    await expect_silence(kernel)
+
+
+async def test_bridge_that_asks_for_no_macs_is_told(kernel: LinuxKernel) -> None:
+    run("ip", "link", "set", BRIDGE.name, "arp", "off")
+    await wait_for_word(kernel)
+    assert [it.what for it in await kernel.drift(OURS)] == ["does not ask for MACs (ARP is off)"]
+    await kernel.ensure(OURS)
+    assert await kernel.drift(OURS) == []
     await expect_silence(kernel)
 
 

@@ -36,7 +36,7 @@ from netplug.kernel.netlink.connection import (
     u8,
     u32,
 )
-from netplug.kernel.netlink.rtnl import IFF_UP, IFINFO, Link, LinkAddress
+from netplug.kernel.netlink.rtnl import IFF_NOARP, IFF_UP, IFINFO, Link, LinkAddress
 
 _STATE_DISABLED = 0
 
@@ -169,15 +169,19 @@ def bridge_differences(step: Bridge, found: Link, there: Iterable[LinkAddress]) 
     if found.group != step.group:
         differences.append(Difference(f"group is {found.group}, not {step.group}", u32(rtnl.IFLA_GROUP, step.group)))
     differences += link_local_differences(found, there)
+    if found.flags & IFF_NOARP:
+        differences.append(Difference("does not ask for MACs (ARP is off)", clear=IFF_NOARP))
+    if found.stp:
+        differences.append(Difference("runs the spanning tree protocol", _bridge_info(u32(rtnl.IFLA_BR_STP_STATE, 0))))
     if found.learns_from_reserved:
         differences.append(Difference("learns MACs from link-local frames", _bridge_info()))
     return differences
 
 
-def _bridge_info() -> bytes:
+def _bridge_info(more: bytes = b"") -> bytes:
     """Return the attributes of a bridge that learns no MACs from link-local frames (BR_BOOLOPT_NO_LL_LEARN)."""
     options = attr(rtnl.IFLA_BR_MULTI_BOOLOPT, struct.pack("=II", rtnl.NO_LL_LEARN, rtnl.NO_LL_LEARN))
-    return nest(rtnl.IFLA_LINKINFO, text(rtnl.IFLA_INFO_KIND, "bridge"), nest(rtnl.IFLA_INFO_DATA, options))
+    return nest(rtnl.IFLA_LINKINFO, text(rtnl.IFLA_INFO_KIND, "bridge"), nest(rtnl.IFLA_INFO_DATA, options, more))
 
 
 def by_name(name: str, flags: int = 0) -> bytes:

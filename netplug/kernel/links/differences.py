@@ -19,14 +19,15 @@ from netplug.kernel.netlink.rtnl import IFF_UP, IFINFO, Link, LinkAddress
 class Difference:
     """A difference between a link and its step, and what repairs it.
 
-    `what`: for messages. `mend`: link attributes, or flags of the bridge port if `port`. `settings`: sysctls, see
-    `router_advertisements`; `in_sandbox`: those of links in sandboxes. `add_static`, `remove_static`: a MAC, for the
-    bridge's static FDB entries. `link_local`: an address to add.
+    `what`: for messages. `mend`: link attributes, or flags of the bridge port if `port`. `flags`, `clear`: IFF_… to set
+    and to clear. `settings`: sysctls, see `router_advertisements`; `in_sandbox`: those of links in sandboxes.
+    `add_static`, `remove_static`: a MAC, for the bridge's static FDB entries. `link_local`: an address to add.
     """
 
     what: str
     mend: bytes = b""
     flags: int = 0
+    clear: int = 0
     port: bool = False
     settings: router_advertisements.Settings | None = None
     in_sandbox: bool = False
@@ -37,8 +38,8 @@ class Difference:
     @property
     def mendable(self) -> bool:
         """Whether it can be repaired without creating the link anew."""
-        repairs = (self.mend, self.flags, self.settings, self.in_sandbox, self.add_static, self.remove_static)
-        return any(repairs) or self.link_local is not None
+        repairs = (self.mend, self.flags | self.clear, self.settings, self.in_sandbox, self.add_static)
+        return any((*repairs, self.remove_static, self.link_local))
 
 
 def adjust(
@@ -51,10 +52,11 @@ def adjust(
         if not item.mendable and step:
             raise StepError("exists", step, f"link {found.name!r} {item.what}", hint="remove it first")
     flags = reduce(or_, (item.flags for item in differences))
-    head = IFINFO.pack(0, 0, found.index, flags, flags)
+    change = flags | reduce(or_, (item.clear for item in differences))
+    head = IFINFO.pack(0, 0, found.index, flags, change)
     if mend := b"".join(item.mend for item in differences if not item.port):
         nl.request(RTM_NEWLINK, head + mend)
-    elif flags:
+    elif change:
         nl.request(RTM_NEWLINK, head)
     if port := b"".join(item.mend for item in differences if item.port):
         nl.request(RTM_NEWLINK, head + port_info(port))

@@ -23,7 +23,7 @@ from netplug.drivers.steps import (
 from netplug.drivers.tunnel import Fdb, Neighbour, Vxlan
 from netplug.kernel.api import MISSING, Done, Outcome
 from netplug.kernel.context import Context
-from netplug.kernel.links import addresses, bridges, macvlan, neighbours, shaping, source_routes, veths, vxlan
+from netplug.kernel.links import addresses, bridges, macvlan, neighbours, ports, shaping, source_routes, veths, vxlan
 from netplug.kernel.links.differences import Difference
 from netplug.kernel.links.rollback import LinkRenamedError
 from netplug.kernel.netlink.connection import Netlink
@@ -127,6 +127,7 @@ class VethHandler(LinkHandler[Veth]):
         peer = veths.peer_of(step, found, view.links if view else {})
         static_macs = survey.dump(_static_macs).get(found.index, ())
         differences = veths.veth_differences(step, found, master.index if master else 0, peer, static_macs)
+        differences += ports.blocking_differences(found, master)
         return _words(differences + veths.peer_differences(step, peer))
 
 
@@ -189,7 +190,7 @@ class VxlanHandler(LinkHandler[Vxlan]):
         if found is None or not found.is_ours(step.name):
             return "is not ours" if found else _absent(survey, step.name)
         master = survey.link(step.master)
-        return _words(vxlan.differences(step, found, master.index if master else 0))
+        return _words(vxlan.differences(step, found, master))
 
 
 class IfbHandler(LinkHandler[Ifb]):

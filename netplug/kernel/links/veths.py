@@ -19,6 +19,7 @@ from netplug.kernel.links.differences import (
     sandbox_differences,
     settings_differences,
 )
+from netplug.kernel.links.ports import blocking_differences
 from netplug.kernel.links.rollback import deleted_on_failure, refuse_renamed
 from netplug.kernel.netlink import rtnl
 from netplug.kernel.netlink.connection import (
@@ -157,7 +158,8 @@ def _existing_veth(nl: Netlink, step: Veth, master: int, inside: Netlink, sandbo
     if peer is None and step.moved and changes and (there := _moved(step, sandbox)):
         inside, peer = there
     static_macs = neighbours.static_macs(nl, found.index) if found.master else ()
-    differences = veth_differences(step, found, master, peer, static_macs)
+    bridge = rtnl.link(nl, step.master) if found.blocks else None
+    differences = veth_differences(step, found, master, peer, static_macs) + blocking_differences(found, bridge)
     inner = peer_differences(step, peer) or _new_mtu(step, found, peer)
     # First the end that would send larger packets than the other one accepts.
     inside_first = step.mtu < found.mtu

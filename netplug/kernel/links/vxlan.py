@@ -12,6 +12,7 @@ from netplug.kernel.api import Outcome, StepError
 from netplug.kernel.links import router_advertisements
 from netplug.kernel.links.bridges import LinkBusyError, altname, by_name, schedule_delete
 from netplug.kernel.links.differences import Difference, adjust, common_differences, port_info, settings_differences
+from netplug.kernel.links.ports import blocking_differences
 from netplug.kernel.links.rollback import deleted_on_failure, refuse_renamed
 from netplug.kernel.netlink import rtnl
 from netplug.kernel.netlink.connection import NEW, RTM_NEWLINK, Netlink, NetlinkError, attr, nest, text, u8, u32
@@ -42,7 +43,7 @@ def ensure(nl: Netlink, step: Vxlan, group: int) -> Outcome:
     except NetlinkError as error:
         if error.errno != errno.EEXIST:
             raise _refusal(step, error) from error
-        return _existing(nl, step, master, group)
+        return _existing(nl, step, group)
     flags = b"".join(u8(kind, value) for kind, value in _flags(step).items())
     with deleted_on_failure(nl, step):
         nl.request(*altname(step.name), NEW)
@@ -56,8 +57,8 @@ def ensure(nl: Netlink, step: Vxlan, group: int) -> Outcome:
     return Outcome.CREATED
 
 
-def differences(step: Vxlan, found: Link, master: int) -> list[Difference]:
-    """Compare a VXLAN link of ours with its step. `master`: index of its bridge, 0 if there is none."""
+def differences(step: Vxlan, found: Link, master: Link | None) -> list[Difference]:
+    """Compare a VXLAN link of ours with its step. `master`: its bridge."""
     info = found.vxlan
     if info is None:
         return [Difference(f"is a {found.kind} link, not a vxlan")]
@@ -73,8 +74,8 @@ def differences(step: Vxlan, found: Link, master: int) -> list[Difference]:
     if info.learning:
         mend = _info(u32(rtnl.IFLA_VXLAN_ID, step.vni), u8(rtnl.IFLA_VXLAN_LEARNING, 0))
         found_differences.append(Difference("learns VTEPs", mend))
-    if found.master != master or not master:
-        mend = u32(rtnl.IFLA_MASTER, master) if master else b""
+    if not master or found.master != master.index:
+        mend = u32(rtnl.IFLA_MASTER, master.index) if master else b""
         # A link that becomes a bridge port gets default flags.
         mended = b"".join(u8(kind, value) for kind, value in _flags(step).items())
         found_differences.append(Difference(f"is not a port of {step.master!r}", mend))
@@ -84,10 +85,10 @@ def differences(step: Vxlan, found: Link, master: int) -> list[Difference]:
         if info.flags.get(kind) != wanted:
             words = f"port flag {_FLAG_NAMES[kind]} is {'on' if info.flags.get(kind) else 'off'}"
             found_differences.append(Difference(words, u8(kind, wanted), port=True))
-    return found_differences
+    return found_differences + blocking_differences(found, master, without=_FLAG_NAMES)
 
 
-def _existing(nl: Netlink, step: Vxlan, master: int, group: int) -> Outcome:
+def _existing(nl: Netlink, step: Vxlan, group: int) -> Outcome:
     found = rtnl.link(nl, step.name)
     if found is None:
         refuse_renamed(nl, step.name)
@@ -101,7 +102,7 @@ def _existing(nl: Netlink, step: Vxlan, master: int, group: int) -> Outcome:
         # The kernel can change the source address only within its IP version (vxlan_nl2conf).
         schedule_delete(nl, step, group)
         raise LinkBusyError
-    return adjust(nl, found, differences(step, found, master), step)
+    return adjust(nl, found, differences(step, found, rtnl.link(nl, step.master)), step)
 
 
 def _refuse_vni(nl: Netlink, step: Vxlan) -> Outcome:

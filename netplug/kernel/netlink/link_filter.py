@@ -4,7 +4,7 @@ import sys
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-from netplug.drivers.naming import PORTS, SANDBOX_SIDES
+from netplug.drivers.naming import PORTS, SANDBOX_SIDES, TUNNEL_ENDS
 from netplug.kernel.host.socket_filters import (
     AND,
     EQUAL,
@@ -46,7 +46,9 @@ def chatter_filter(mtus: Collection[int]) -> Sequence[Instruction]:
     is the first attribute of a link (net/core/rtnetlink.c, rtnl_fill_ifinfo; br_fill_ifinfo), and NETCONFA_IFINDEX that
     of a setting (inet_netconf_fill_devconf).
     """
-    ports, sides = (int.from_bytes(name.encode().ljust(4, b"\0"), "big") for name in (PORTS, SANDBOX_SIDES))
+    ports, sides, tunnels = (
+        int.from_bytes(name.encode().ljust(4, b"\0"), "big") for name in (PORTS, SANDBOX_SIDES, TUNNEL_ENDS)
+    )
     name: tuple[Instruction, ...] = ((LOAD, 0, 0, 36), (AND, 0, 0, 0xFFFFFF00))
     find_mtu = ((_SET_X, 0, 0, _IFLA_MTU), (_SET, 0, 0, 32), (LOAD, 0, 0, _FIND_ATTRIBUTE))
     return _assembled(
@@ -59,7 +61,8 @@ def chatter_filter(mtus: Collection[int]) -> Sequence[Instruction]:
         (LOAD_BYTE, 0, 0, 16),
         _If(_AF_BRIDGE, "", "plain"),
         *name,
-        _If(ports, "pass", "drop"),
+        _If(ports, "pass"),
+        _If(tunnels, "pass", "drop"),
         "plain",
         (LOAD_HALF, 0, 0, 34),
         _If(_as_read(_IFLA_IFNAME, 2), "", "pass"),

@@ -32,7 +32,7 @@ from netplug.kernel.netlink.connection import (
 AF_INET = 2
 AF_INET6 = 10
 AF_BRIDGE = 7
-IFF_UP = 1
+IFF_UP, IFF_RUNNING, IFF_NOARP, IFF_LOWER_UP = 1, 0x40, 0x80, 1 << 16
 
 IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_LINK, IFLA_MASTER = 1, 3, 4, 5, 10
 IFLA_LINKINFO, IFLA_AF_SPEC, IFLA_GROUP, IFLA_NET_NS_FD, IFLA_EXT_MASK = 18, 26, 27, 28, 29
@@ -41,8 +41,8 @@ IFLA_LINK_NETNSID, IFLA_PROP_LIST, IFLA_ALT_IFNAME = 37, 52, 53
 IFLA_INFO_KIND, IFLA_INFO_DATA, IFLA_INFO_SLAVE_KIND, IFLA_INFO_SLAVE_DATA = 1, 2, 4, 5
 IFLA_BRPORT_STATE, IFLA_BRPORT_MODE, IFLA_BRPORT_ISOLATED = 1, 4, 33
 IFLA_BRPORT_LEARNING, IFLA_BRPORT_UNICAST_FLOOD, IFLA_BRPORT_MCAST_FLOOD = 8, 9, 27
-IFLA_BR_MULTI_BOOLOPT = 46
-IFLA_BRPORT_BCAST_FLOOD, IFLA_BRPORT_NEIGH_SUPPRESS = 30, 32
+IFLA_BRPORT_BCAST_FLOOD, IFLA_BRPORT_NEIGH_SUPPRESS, IFLA_BRPORT_LOCKED = 30, 32, 39
+IFLA_BR_STP_STATE, IFLA_BR_MULTI_BOOLOPT = 5, 46
 _LINK_ATTRS = frozenset(
     (
         IFLA_ADDRESS,
@@ -99,6 +99,15 @@ IFNAMSIZ = 16
 _SIOCGIFINDEX = 0x8933
 _IFREQ = struct.Struct("16si20x")
 
+PASSING = {
+    IFLA_BRPORT_STATE: b"\x03",
+    IFLA_BRPORT_UNICAST_FLOOD: b"\x01",
+    IFLA_BRPORT_MCAST_FLOOD: b"\x01",
+    IFLA_BRPORT_BCAST_FLOOD: b"\x01",
+    IFLA_BRPORT_LOCKED: b"\0",
+}
+"""Attributes of a bridge port that passes all frames: BR_STATE_FORWARDING (linux/if_bridge.h), and flags."""
+
 
 @dataclass(frozen=True, slots=True)
 class VxlanInfo:
@@ -116,8 +125,10 @@ class Link:
     """A link.
 
     `peer`: index of a veth's peer, or of a macvlan's parent; in the same namespace only if `peer_here`. `settings`: the
-    sysctls that `router_advertisements` writes, such as "ipv6/accept_ra". `learning`: flag of a bridge port.
-    `learns_from_reserved`: whether a bridge learns MACs from link-local frames. `flags`: IFF_… of linux/if.h.
+    sysctls that `router_advertisements` writes, such as "ipv6/accept_ra". `learning`: flag of a bridge port. `blocks`:
+    attributes of a bridge port with which it does not pass all frames, see `PASSING`. `learns_from_reserved`: whether a
+    bridge learns MACs from link-local frames. `stp`: whether it runs the spanning tree protocol. `flags`: IFF_… of
+    linux/if.h.
     """
 
     index: int
@@ -137,7 +148,9 @@ class Link:
     vxlan: VxlanInfo | None = None
     learning: bool = True
     settings: Mapping[str, str] = field(default_factory=dict)
+    blocks: tuple[int, ...] = ()
     learns_from_reserved: bool = False
+    stp: bool = False
     flags: int = 0
 
     @property
@@ -268,7 +281,8 @@ def _link(data: bytes) -> Link:
         vxlan=_vxlan(info, port) if info.get(IFLA_INFO_KIND) == b"vxlan\0" else None,
         learning=port.get(IFLA_BRPORT_LEARNING) != b"\0",
         settings=_settings(found.get(IFLA_AF_SPEC, b"")),
-        learns_from_reserved=info.get(IFLA_INFO_KIND) == b"bridge\0" and _learns_from_reserved(info),
+        blocks=tuple(kind for kind, value in PASSING.items() if port.get(kind, value) != value) if port else (),
+        **_bridge(info) if info.get(IFLA_INFO_KIND) == b"bridge\0" else {},
         flags=flags,
     )
 
@@ -290,10 +304,12 @@ def _written(family: int, values: bytes) -> Mapping[str, str]:
     return {f"{name_of}/{name}": str(_I32.unpack_from(values, 4 * place)[0]) for name, place in there.items()}
 
 
-def _learns_from_reserved(info: dict[int, bytes]) -> bool:
-    """Return whether BR_BOOLOPT_NO_LL_LEARN is off. Kernels before 5.0 do not have it."""
-    options = attrs(info.get(IFLA_INFO_DATA, b"")).get(IFLA_BR_MULTI_BOOLOPT, b"")
-    return len(options) >= 8 and not number(options) & NO_LL_LEARN
+def _bridge(info: dict[int, bytes]) -> dict[str, bool]:
+    """Return the fields of a bridge. Kernels before 5.0 do not have BR_BOOLOPT_NO_LL_LEARN."""
+    found = attrs(info.get(IFLA_INFO_DATA, b""))
+    options = found.get(IFLA_BR_MULTI_BOOLOPT, b"")
+    learns = len(options) >= 8 and not number(options) & NO_LL_LEARN
+    return {"learns_from_reserved": learns, "stp": number(found.get(IFLA_BR_STP_STATE)) != 0}
 
 
 def _vxlan(info: dict[int, bytes], port: dict[int, bytes]) -> VxlanInfo:

@@ -21,11 +21,12 @@ import sys
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
-from netplug.drivers.naming import MARK, PORTS
+from netplug.drivers.naming import MARK, PORTS, TUNNEL_ENDS
 from netplug.kernel.host.socket_filters import attach
 from netplug.kernel.links.forwarding_entries import DELNEIGH, NEWNEIGH
 from netplug.kernel.netlink.connection import attrs, messages, select_attrs, string, walk
 from netplug.kernel.netlink.link_filter import DELROUTE, NEWLINK, NEWNETCONF, chatter_filter, lost_routes_filter
+from netplug.kernel.netlink.rtnl import IFLA_BRPORT_STATE, Link
 from netplug.tasks.signal import Signal
 
 DELLINK, _RTM_NEWADDR, _RTM_DELADDR = 17, 20, 21
@@ -43,11 +44,15 @@ _TABLES, _TABLE_AT = b"netplug", 8
 _SOL_NETLINK, _NETLINK_ADD_MEMBERSHIP = 270, 1
 _IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_PROTINFO, _IFLA_PROP_LIST, _IFLA_ALT_IFNAME = 1, 3, 4, 12, 52, 53
 _NETCONFA_FORWARDING = 2
-_IFF_UP = 1
+_IFF_UP, _IFF_NOARP = 1, 0x80
 _NEW_LINK = 0xFFFFFFFF
 """What has changed of a link that is new: all flags."""
-_HAIRPIN, _ISOLATED, _PINNED = (struct.pack("=HHB", 5, kind, value) for kind, value in ((4, 1), (33, 1), (8, 0)))
-"""IFLA_BRPORT_MODE, _ISOLATED and _LEARNING, as they are for a port in hairpin mode, isolated, and that learns no MACs.
+_HAIRPIN, _ISOLATED, _PINNED, _FORWARDS, _LOCKED, *_FLOODS = (
+    struct.pack("=HHB", 5, kind, value)
+    for kind, value in ((4, 1), (33, 1), (8, 0), (1, 3), (39, 1), (9, 1), (27, 1), (30, 1))
+)
+"""IFLA_BRPORT_MODE, _ISOLATED, _LEARNING, _STATE, _LOCKED, _UNICAST_FLOOD, _MCAST_FLOOD and _BCAST_FLOOD, as they are
+for a port in hairpin mode, isolated, that learns no MACs, in state forwarding, locked, and to which is flooded.
 
 They are searched, not parsed: a port has forty attributes, and that would take three times as long.
 """
@@ -63,12 +68,21 @@ _BUFFER = 1 << 16
 
 @dataclass(frozen=True, slots=True)
 class PortFlags:
-    """What a bridge port of ours may be, and others may take from it. `pinned`: it learns no MACs. `up`: it is."""
+    """What a bridge port of ours may be, and others may take from it.
+
+    `pinned`: it learns no MACs. `passes`: it is in state forwarding, not locked, and flooded to. `up`: it is.
+    """
 
     hairpin: bool
     isolated: bool
     pinned: bool
-    up: bool = True
+    passes: bool
+    up: bool
+
+    @classmethod
+    def of(cls, port: Link) -> "PortFlags":
+        """Return the flags of a port, as the kernel lists it."""
+        return cls(port.hairpin, port.isolated, not port.learning, IFLA_BRPORT_STATE not in port.blocks, port.up)
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,8 +196,8 @@ class ForeignChanges:
             self._ports.pop(index, None)
             if self._wanted(name):
                 self.event.set()
-        elif change != _NEW_LINK and change & _IFF_UP and not flags & _IFF_UP and self._wanted(name):
-            self.event.set()
+        elif change != _NEW_LINK and change & (flags ^ _IFF_UP) & (_IFF_UP | _IFF_NOARP) and self._wanted(name):
+            self.event.set()  # it is down, or asks for no MACs
         if body[0] == _AF_UNSPEC and _IFLA_MTU in found:
             mtu = int.from_bytes(found[_IFLA_MTU], sys.byteorder)
             now = LinkState(mtu, found.get(_IFLA_ADDRESS, b"").hex(":"))
@@ -214,12 +228,16 @@ class ForeignChanges:
         if not flags:
             return
         name, index = string(found.get(_IFLA_IFNAME)), int.from_bytes(body[4:8], sys.byteorder)
-        up = bool(int.from_bytes(body[8:12], sys.byteorder) & _IFF_UP)
-        now = PortFlags(_HAIRPIN in flags, _ISOLATED in flags, _PINNED in flags, up)
+        of_link = int.from_bytes(body[8:12], sys.byteorder)
+        # Without a carrier a port is disabled. A tunnel's end is flooded to by option `bum` alone.
+        floods = name.startswith(TUNNEL_ENDS) or all(it in flags for it in _FLOODS)
+        passes = floods and (_FORWARDS in flags or of_link & _CARRIES != _CARRIES) and _LOCKED not in flags
+        now = PortFlags(_HAIRPIN in flags, _ISOLATED in flags, _PINNED in flags, passes, bool(of_link & _IFF_UP))
         before, self._ports[index] = self._ports.get(index, now), now
         hairpin = before.hairpin and not now.hairpin and self._wants_hairpin(name)
-        others = (before.isolated and not now.isolated) or (before.pinned and not now.pinned)
-        if (hairpin or others or (before.up and not now.up)) and self._wanted(name):
+        narrower = (before.isolated and not now.isolated) or (before.pinned and not now.pinned)
+        cut = (before.passes and not now.passes) or (before.up and not now.up)
+        if (hairpin or narrower or cut) and self._wanted(name):
             self.event.set()
 
     def _on_address(self, kind: int, body: bytes) -> None:
