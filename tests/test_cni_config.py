@@ -61,7 +61,6 @@ def test_keys_become_options(config: dict[str, Any], options: dict[str, str]) ->
         {"registryPassword": "s3cr3t"},
         {"apiKey": ["s3cr3t"]},
         {"ipam": {"type": "netplug-ipam", "token": "s3cr3t"}},
-        {"args": {"cni": {"secret": "s3cr3t"}}},
         {"runtimeConfig": {"credentials": {"a": "s3cr3t"}}},
         {"routes": [{"dst": "10.0.0.0/8", "token": "s3cr3t"}]},
     ],
@@ -71,6 +70,11 @@ def test_value_of_what_is_named_a_secret_is_not_shown(config: dict[str, Any]) ->
     assert code == 2
     assert "***" in words
     assert "s3cr3t" not in words
+
+
+def test_args_for_other_plugins_of_the_list_are_left_to_them() -> None:
+    cni = {"ips": ["10.1.0.7"], "sysctl": {"net.core.somaxconn": "500"}, "promisc": True}
+    assert list(map(str, wanted(args={"cni": cni}).addresses)) == ["10.1.0.7"]
 
 
 UNSUPPORTED: list[tuple[dict[str, Any], str]] = [

@@ -127,7 +127,14 @@ class LabelIn(_Section):
     value: str = ""
 
 
-class CniArgsIn(_Section):
+class CniArgsIn(BaseModel):
+    """Every plugin of a list gets these, so what is not for us is for another one, such as `sysctl` for tuning.
+
+    A plugin may ignore what it does not know (CONVENTIONS.md of CNI, "args in network config").
+    """
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
     labels: tuple[LabelIn, ...] = ()
     ips: Texts = ()
     mac: Mac | Literal[""] = ""
