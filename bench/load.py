@@ -109,7 +109,7 @@ def _attaches(args: argparse.Namespace, many: Crowd, few: Crowd) -> Iterator[Fig
             before = spent_ms(it.netplug)
             took[which].append(it.attach(first + turn))
             spent[which] += spent_ms(it.netplug) - before
-            if turn % CHUNK == CHUNK - 1:
+            if turn % CHUNK == CHUNK - 1 or turn == args.rounds - 1:
                 bare[which] += _bare(it, first + turn + 1)
     yield from _compared("attach with {}, p50", took, args.endpoints, most=1.2)
     for which, words in (("one", "1 endpoint"), ("all", f"{args.endpoints} endpoints")):
