@@ -1,7 +1,7 @@
 """Several hosts claim addresses of one pool at once, on a real etcd: no duplicate, hardly a claim in vain."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from ipaddress import ip_address, ip_network
@@ -169,6 +169,120 @@ async def test_what_a_dead_daemon_claimed_is_asked_for_while_it_is_released(etcd
         await releasing
     assert [(it.lease, it.host) for it in await leases.claims(lease.pool)] == [(lease, HOSTS[0])]
     assert await StoredLeases(local).load() == ([], [lease])
+    await store.close()
+    await local.close()
+
+
+class AnswersLate(EtcdStore):
+    """Answers a change of a claim late: when `go_on` is set."""
+
+    def __init__(self, store: EtcdStore) -> None:
+        self.__dict__.update(store.__dict__)
+        self.changed, self.go_on = asyncio.Event(), asyncio.Event()
+
+    async def txn(
+        self, compares: Sequence[Compare], ops: Sequence[Put | Delete], *, durable: bool = False
+    ) -> int | None:
+        done = await super().txn(compares, ops, durable=durable)
+        if isinstance(ops[0], Put) and compares[0].revision:
+            self.changed.set()
+            await self.go_on.wait()
+        return done
+
+
+async def test_an_address_that_is_released_while_its_owner_changes_is_free(etcd: Member) -> None:
+    store, local = await EtcdStore.open(EtcdAccess((etcd.host,))), await SqliteStore.open(":memory:")
+    late = AnswersLate(store)
+    leases = SharedLeases(local, late, HOSTS[0])
+    lease = Lease("global/10.10.0.0/24", ip_address("10.10.0.9"), Owner(OwnerKind.PENDING))
+    owned = replace(lease, owner=Owner(OwnerKind.ENDPOINT, "web"))
+    assert await leases.claim(lease)
+    changing = asyncio.create_task(leases.update(owned))
+    async with asyncio.timeout(10):
+        await late.changed.wait()
+        releasing = asyncio.create_task(leases.drop(lease.pool, lease.address))
+        for _ in range(20):  # more requests than the release has: it is over now, or waits for the change
+            await store.get("nothing")
+        late.go_on.set()
+        await asyncio.gather(changing, releasing)
+    assert await leases.reconcile([lease.pool]) == []
+    assert await leases.claims(lease.pool) == []
+    assert await leases.claim(lease)
+    await store.close()
+    await local.close()
+
+
+async def test_a_pool_is_deleted_while_its_addresses_are_released(etcd: Member) -> None:
+    store, local = await EtcdStore.open(EtcdAccess((etcd.host,))), await SqliteStore.open(":memory:")
+    leases = SharedLeases(local, store, HOSTS[0])
+    some = [
+        Lease("global/10.11.0.0/24", ip_address(f"10.11.0.{n}"), Owner(OwnerKind.KEPT, name=f"web-{n}"))
+        for n in range(2, 6)
+    ]
+    for lease in some:
+        assert await leases.claim(lease)
+    releasing = [leases.drop(lease.pool, lease.address) for lease in reversed(some)]
+    await asyncio.gather(leases.drop_pool(some[0].pool), *releasing)
+    assert await leases.claims(some[0].pool) == []
+    assert await StoredLeases(local).load() == ([], [])
+    await store.close()
+    await local.close()
+
+
+class Interrupted(EtcdStore):
+    """Does something before each change of a claim."""
+
+    def __init__(self, store: EtcdStore) -> None:
+        self.__dict__.update(store.__dict__)
+        self.before: list[Coroutine[object, object, object]] = []
+
+    async def txn(
+        self, compares: Sequence[Compare], ops: Sequence[Put | Delete], *, durable: bool = False
+    ) -> int | None:
+        while self.before:
+            await self.before.pop()
+        return await super().txn(compares, ops, durable=durable)
+
+
+async def test_addresses_are_released_while_a_restored_store_is_written(etcd: Member) -> None:
+    """The backup has them as another host's, which has not written its records yet."""
+    store, local = await EtcdStore.open(EtcdAccess((etcd.host,))), await SqliteStore.open(":memory:")
+    other = StoredLeases(store, HOSTS[1])
+    some = [
+        Lease("global/10.12.0.0/24", ip_address(f"10.12.0.{n}"), Owner(OwnerKind.ENDPOINT, f"web-{n}")) for n in (2, 3)
+    ]
+    for lease in some:
+        assert await StoredLeases(local).claim(lease)
+        assert await other.claim(lease)
+    busy = Interrupted(store)
+    leases = SharedLeases(local, busy, HOSTS[0])
+    await leases.load()
+    busy.before = [leases.drop(lease.pool, lease.address) for lease in some]
+    assert await leases.reconcile([some[0].pool], vouched=()) == []
+    await store.close()
+    await local.close()
+
+
+async def test_a_claim_that_the_store_has_lost_changes_its_owner(etcd: Member) -> None:
+    """As when its host was forgotten by mistake, or etcd was restored, and its daemon did not notice yet."""
+    store, local = await EtcdStore.open(EtcdAccess((etcd.host,))), await SqliteStore.open(":memory:")
+    leases = SharedLeases(local, store, HOSTS[0])
+    allocator = Allocator(leases, SPACES, start=HashedStart(HOSTS[0]))
+    pool = await allocator.request_pool("global", network=ip_network("10.13.0.0/24"))
+    wanted = Owner(OwnerKind.ENDPOINT, "web")
+    lost, waiting, gone = [await allocator.request_address(pool.id, owner=Owner(OwnerKind.PENDING)) for _ in range(3)]
+    for lease in (lost, waiting, gone):
+        await StoredLeases(store, HOSTS[0]).drop(pool.id, lease.address)
+    assert await StoredLeases(store, HOSTS[1]).claim(gone)
+    await allocator.assign(pool.id, lost.address, wanted)
+    await allocator.assign(pool.id, waiting.address, replace(waiting.owner, name="web"))
+    with pytest.raises(IpamError, match="is not leased"):
+        await allocator.assign(pool.id, gone.address, wanted)
+    assert await leases.reconcile([pool.id]) == []
+    claimed = {claim.lease.address: claim.host for claim in await leases.claims(pool.id)}
+    assert claimed == {lost.address: HOSTS[0], waiting.address: HOSTS[0], gone.address: HOSTS[1]}
+    _, mine = await StoredLeases(local).load()
+    assert {lease.address for lease in mine} == {lost.address, waiting.address}
     await store.close()
     await local.close()
 

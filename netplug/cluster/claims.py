@@ -8,9 +8,10 @@ Gateways belong to the network, not to a host; they are written with the network
 """
 
 import asyncio
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
+from weakref import WeakValueDictionary
 
 import structlog
 
@@ -107,7 +108,11 @@ class CircuitBreaker:
 
 
 class SharedLeases:
-    """`LeaseStore` over a host's own store and the shared one; leases of address space "global" are in both."""
+    """`LeaseStore` over a host's own store and the shared one; leases of address space "global" are in both.
+
+    Each change takes several requests. So changes of one address wait for each other; otherwise what an earlier one
+    wrote last would be noted as the newest.
+    """
 
     def __init__(self, local: Store, shared: Store, host: str, breaker: "CircuitBreaker | None" = None) -> None:
         self._own = StoredLeases(local)
@@ -116,6 +121,7 @@ class SharedLeases:
         self._host = host
         self._mine: dict[str, Lease] = {}
         self._claiming: set[str] = set()
+        self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self.breaker = breaker or CircuitBreaker()
 
     @property
@@ -137,11 +143,9 @@ class SharedLeases:
         """
         if not _is_claim(lease):
             return await self._own.claim(lease)
-        key = lease_key(lease.pool, lease.address)
-        leftover = key not in self._mine and key not in self._claiming
-        self._claiming.add(key)
-        try:
-            if not await self._claim_shared(lease) and not (leftover and await self._take_over(lease)):
+        async with self._changing(key := lease_key(lease.pool, lease.address)):
+            leftover = key not in self._mine
+            if not await self._claim_shared(lease) and not (leftover and await self._update_shared(lease, lost=True)):
                 return False
             self._mine[key] = lease
             try:
@@ -151,8 +155,16 @@ class SharedLeases:
                 del self._mine[key]
                 await self._release_claim(lease.pool, lease.address)
                 raise
-        finally:
-            self._claiming.discard(key)
+
+    @asynccontextmanager
+    async def _changing(self, key: str) -> AsyncIterator[None]:
+        """Wait for earlier changes of an address, and keep `reconcile` from it during the block."""
+        async with self._turns.setdefault(key, asyncio.Lock()):
+            self._claiming.add(key)
+            try:
+                yield
+            finally:
+                self._claiming.discard(key)
 
     async def _claim_shared(self, lease: Lease) -> bool:
         until = asyncio.get_running_loop().time() + PATIENCE_S
@@ -167,45 +179,46 @@ class SharedLeases:
                     raise
         raise AssertionError("the last try returns or raises")
 
-    async def _take_over(self, lease: Lease) -> bool:
-        """Take an address that a former daemon of this host claimed, and that it died too early to note.
+    async def _update_shared(self, lease: Lease, *, lost: bool) -> bool:
+        """Write the owner of a claim of this host. `lost`: if there is none any more, claim the address anew.
 
-        `reconcile` releases such addresses, some time after the start; it may have done so since the address was found
-        claimed.
+        A claim that a former daemon died too early to note is released by `reconcile`, some time after the start. One
+        of a running daemon is gone when its host was forgotten, or the store was restored from older data.
         """
         with self.breaker.request():
             if await self._shared.update(lease):
                 return True
-        return await self._claim_shared(lease)
+        return lost and await self._claim_shared(lease)
 
     async def update(self, lease: Lease) -> bool:
         """Store the new owner of a lease; False: there is no such lease.
 
-        If the shared store does not answer, a lease that only waits for its release is noted here, and `reconcile` does
-        the rest.
+        A lease that only waits for its release is noted here also if the shared store does not answer, or has lost it;
+        `reconcile` does the rest.
         """
         if not _is_claim(lease):
             return await self._own.update(lease)
-        key = lease_key(lease.pool, lease.address)
-        self._claiming.add(key)
-        try:
-            with self.breaker.request():
-                if not await self._shared.update(lease):
+        async with self._changing(key := lease_key(lease.pool, lease.address)):
+            mine = key in self._mine
+            waits = mine and lease.owner.kind is OwnerKind.PENDING
+            try:
+                if not await self._update_shared(lease, lost=mine and not waits) and not waits:
+                    self._mine.pop(key, None)  # another host has it
+                    await self._own.drop(lease.pool, lease.address)
                     return False
-        except StoreError as exc:
-            if lease.owner.kind is not OwnerKind.PENDING or key not in self._mine:
-                raise
-            log.warning("claim.kept", address=str(lease.address), reason=str(exc))
-        finally:
-            self._claiming.discard(key)
-        self._mine[key] = lease
-        return await self._own.update(lease)
+            except StoreError as exc:
+                if not waits:
+                    raise
+                log.warning("claim.kept", address=str(lease.address), reason=str(exc))
+            self._mine[key] = lease
+            return await self._own.update(lease)
 
     async def drop(self, pool_id: str, address: IPAddress) -> None:
         """Delete a lease; absent is success. If the shared store does not answer, `reconcile` does it."""
-        if self._mine.pop(lease_key(pool_id, address), None) is not None:
-            await self._release_claim(pool_id, address)
-        await self._own.drop(pool_id, address)
+        async with self._changing(key := lease_key(pool_id, address)):
+            if self._mine.pop(key, None) is not None:
+                await self._release_claim(pool_id, address)
+            await self._own.drop(pool_id, address)
 
     async def _release_claim(self, pool_id: str, address: IPAddress) -> None:
         try:
@@ -221,8 +234,9 @@ class SharedLeases:
     async def drop_pool(self, pool_id: str) -> None:
         """Delete a pool and this host's leases in it."""
         for lease in [lease for lease in self._mine.values() if lease.pool == pool_id]:
-            del self._mine[lease_key(lease.pool, lease.address)]
-            await self._release_claim(pool_id, lease.address)
+            async with self._changing(key := lease_key(pool_id, lease.address)):
+                if self._mine.pop(key, None) is not None:
+                    await self._release_claim(pool_id, lease.address)
         await self._own.drop_pool(pool_id)
 
     # The shared store
@@ -269,16 +283,18 @@ class SharedLeases:
                 if lease is not None:
                     log.warning("claim.renewed", address=str(lease.address))
                     await self._store.txn([Compare(key, 0)], [Put(key, stamped(lease, self._host))])
-            for key in before & self._mine.keys() & claims.keys():
-                claim = claims[key]
+            for key in before & claims.keys():
+                claim, lease = claims[key], self._mine.get(key)
+                if lease is None:  # it was released meanwhile
+                    continue
                 if claim.host == self._host:
                     await self._correct(key, claim)
                     continue
                 if vouched is None or claim.host in vouched:
-                    lost.append((self._mine[key], claim.host))
+                    lost.append((lease, claim.host))
                     continue
                 log.warning("claim.won", address=str(claim.lease.address), other=claim.host)
-                put = Put(key, stamped(self._mine[key], self._host))
+                put = Put(key, stamped(lease, self._host))
                 await self._store.txn([Compare(key, claim.revision)], [put])
         return lost
 
