@@ -126,6 +126,27 @@ def test_a_network_that_docker_began_to_make_is_gone_after_a_crash(hosts: Hosts,
         until(lambda host=host: networks(host) == [], "it is gone")  # type: ignore[misc]
 
 
+def test_a_network_that_only_a_forgotten_host_had_is_gone_after_a_crash(hosts: Hosts, etcd: Member) -> None:
+    """Nobody can ask for it again: the host is not known any more."""
+    one, two = hosts.start(1), hosts.start(2)
+    make(two, "b")
+    has(one)
+    two.stop()
+    hosts.past_the_grace(etcd)
+
+    async def dies(*_: object) -> None:
+        raise RuntimeError
+
+    one.do(lambda daemon: setattr(daemon.cluster.networks, "delete_if_unused", dies))
+    with pytest.raises(CliError):
+        one.client.delete("hosts", "host-2")
+    assert [it["name"] for it in one.client.get("hosts")["hosts"]] == ["host-1"]
+    one.stop()
+    assert len(etcd.records("cluster/networks/")) == 1
+    one = hosts.start(1)
+    until(lambda: networks(one) == [] and not etcd.records("cluster/networks/"), "it is gone")
+
+
 def test_runtimes_make_a_network_that_was_defined_a_moment_ago(hosts: Hosts) -> None:
     """By another host whose runtime has the same configuration, or by the daemon that died before it had answered."""
     one, two = hosts.start(1), hosts.start(2)

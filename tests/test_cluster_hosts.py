@@ -1,5 +1,6 @@
 """`netplug host`: who is in the cluster, and what is left of a dead host that is forgotten."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,8 @@ from test_cli import Cli
 from netplug import __version__
 from netplug.cli import NO, UNREACHABLE
 from netplug.cluster.host_happenings import FORGOTTEN, STOPPED
+from netplug.store.api import Compare, Delete, Put
+from netplug.store.etcd import EtcdStore
 from netplug.store.schema import VERSION
 
 pytestmark = [needs_etcd, pytest.mark.own_etcd]
@@ -90,6 +93,32 @@ def test_what_a_dead_host_had_is_free_when_it_is_forgotten(
     for host in (one, back):
         until(lambda host=host: host.client.get("diff")["differences"] == [], "no difference")  # type: ignore[misc]
     assert cli.json("ipam", "audit") == []
+
+
+def test_an_address_that_is_leased_again_while_its_host_is_forgotten_stays_leased(
+    two: tuple[Living, Living], hosts: Hosts, etcd: Member, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Somebody else forgets the host, too."""
+    one, other = two
+    there = attach(other, addresses=["10.224.0.50"])
+    reaches(one, f"{address_of(there)} at 192.0.2.2")
+    (key,) = (key for key in etcd.records("ipam/leases/") if key.endswith("/10.224.0.50"))
+    leased = {**etcd.records(key)[key], "host": "c" * 32}
+    other.stop()
+    hosts.past_the_grace(etcd)
+    delete = EtcdStore.txn
+
+    async def leased_first(
+        store: EtcdStore, compares: Sequence[Compare], ops: Sequence[Put | Delete], **flags: bool
+    ) -> int | None:
+        if Delete(key) in ops and etcd.records(key)[key] != leased:
+            etcd.write(key, leased)
+        return await delete(store, compares, ops, **flags)
+
+    monkeypatch.setattr(EtcdStore, "txn", leased_first)
+    one.client.delete("hosts", "host-2")
+    assert etcd.records(key)[key] == leased
+    assert [it["name"] for it in one.client.get("hosts")["hosts"]] == ["", "host-1"]
 
 
 def test_several_of_one_name_are_told_apart_by_id(

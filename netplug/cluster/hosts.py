@@ -5,7 +5,7 @@ and only while it is dead: each transaction compares that the host has not come 
 writes its records again, and finds which of its addresses owner hosts have by now.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import structlog
@@ -121,24 +121,51 @@ class Hosts:
         host = _find(await self.all(), ref)
         if host.alive or host.me or await self._store.get(STOPPED + host.id):
             raise _alive_error(host)
-        members = await self._range(MEMBERS)
-        mine = [record for record in members if record.key.endswith(f"/{host.id}")]
-        mine += [record for record in await self._range(ENDPOINTS) if _owner(record) == host.id]
-        mine += [record for record in await self._range(LEASES) if _holder(record) == host.id]
-        mine += await self._range(f"{CONFIRMED}{host.id}/")
+        for record in await self._range(MEMBERS):
+            if record.key.endswith(f"/{host.id}"):  # so that a crash leaves no network that nobody has
+                await self._catalogue.begin_release(record.key.removeprefix(MEMBERS).partition("/")[0])
+        count = 0
+        while records := await self._records_of(host.id):
+            for start in range(0, len(records), OPS_PER_TXN):
+                if not await self._deleted(host, records[start : start + OPS_PER_TXN]):
+                    break  # some are another host's by now, or gone
+                count += len(records[start : start + OPS_PER_TXN])
         # The host record last: without it, nothing of the host is left.
-        keys = [*(record.key for record in mine), FOLLOWED + host.id, RECOVERED + host.id, HOSTS + host.id]
-        for start in range(0, len(keys), OPS_PER_TXN):
-            ops = [Delete(key) for key in keys[start : start + OPS_PER_TXN]]
-            if await self._store.txn([Compare(ALIVE + host.id, 0), Compare(STOPPED + host.id, 0)], ops) is None:
-                raise _alive_error(host)
-        for record in members:
-            await self._networks.delete_if_unused(record.key.removeprefix(MEMBERS).partition("/")[0])
-        log.info("host.ended", host=short(host.id), name=host.name, records=len(keys))
+        last = (FOLLOWED + host.id, RECOVERED + host.id, HOSTS + host.id)
+        if await self._store.txn(_dead(host), [Delete(key) for key in last]) is None:
+            raise _alive_error(host)
+        await self._networks.resume_releases()
+        log.info("host.ended", host=short(host.id), name=host.name, records=count + len(last))
         return host
+
+    async def _records_of(self, host: str) -> list[Record]:
+        """Return what a host has told, without its own record. An address is another host's as soon as it is free."""
+        found = [record for record in await self._range(MEMBERS) if record.key.endswith(f"/{host}")]
+        found += [record for record in await self._range(ENDPOINTS) if _owner(record) == host]
+        found += [record for record in await self._range(LEASES) if _holder(record) == host]
+        return found + await self._range(f"{CONFIRMED}{host}/")
+
+    async def _deleted(self, host: Host, records: Sequence[Record]) -> bool:
+        """Delete records of a dead host unless one has changed since it was read; tell whether it was done.
+
+        Raises:
+            NetplugError: "forbidden": the host has come back.
+        """
+        unchanged = [Compare(record.key, record.revision) for record in records]
+        ops = [Delete(record.key) for record in records]
+        if await self._store.txn([*_dead(host), *unchanged], ops) is not None:
+            return True
+        if any([await self._store.get(it.key) for it in _dead(host)]):
+            raise _alive_error(host)
+        return False
 
     async def _range(self, prefix: str) -> list[Record]:
         return (await self._store.range(prefix))[0]
+
+
+def _dead(host: Host) -> list[Compare]:
+    """Return the comparisons that hold while a host is dead."""
+    return [Compare(ALIVE + host.id, 0), Compare(STOPPED + host.id, 0)]
 
 
 def _alive_error(host: Host) -> NetplugError:
