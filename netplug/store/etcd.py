@@ -1,7 +1,7 @@
 """The shared store: etcd 3.4 or later.
 
 All keys start with one root, so other programs, and other netplug clusters, can use the same etcd. A value in etcd is
-`{"txn": ID, "value": …}`. If the answer to a transaction is lost, the retry reads the id to find out whether the first
+`{"txn": ID, "value": …}`. If the answer to a transaction is lost, the retry reads the ids to find out whether the first
 attempt was committed. Without it, an own claim whose answer was lost would look like another host's claim. A fence
 keeps a lost transaction from being committed later (see `etcd_fences`).
 
@@ -153,9 +153,8 @@ class EtcdStore:
             "compare": [self._compare(compare) for compare in (*compares, self._fences.condition(txn))],
             "success": [self._records.operation(op, txn) for op in ops],
         }
-        # The retry reads one of the keys. A put stores the transaction's id; a delete is done if the key is gone.
-        witness = next((op for op in ops if isinstance(op, Put)), ops[0] if ops else None)
-        retry = {**body, "failure": [{"requestRange": {"key": self._records.key(witness.key)}}]} if witness else body
+        # The retry reads the keys: all, since others may have written some of them again.
+        retry = {**body, "failure": [{"requestRange": {"key": self._records.key(op.key)}} for op in ops]}
 
         def lost() -> Message:
             self._fences.lost(txn)
@@ -172,7 +171,7 @@ class EtcdStore:
             raise
         with contextlib.suppress(StoreError):  # the next call tries again
             await self._fences.raised()
-        return revision_of(answer) if answer.get("succeeded") else self._committed_before(answer, txn, witness)
+        return revision_of(answer) if answer.get("succeeded") else self._committed_before(answer, txn, ops)
 
     async def lease(self, ttl_s: float) -> int:
         """Grant a lease, and return its id. It expires `ttl_s` seconds, rounded up, after the last `keep_alive`."""
@@ -262,15 +261,16 @@ class EtcdStore:
             "mod_revision": str(compare.revision - compare.at_least),
         }
 
-    def _committed_before(self, answer: Message, txn: str, witness: Put | Delete | None) -> int | None:
-        """Return the revision if a lost attempt was committed, else None: a comparison failed."""
-        for response in answer.get("responses", ()):  # the first attempt asks for none
-            kvs = response["response_range"].get("kvs", ())
-            if isinstance(witness, Delete) and not kvs:
-                return revision_of(answer)
-            if kvs and self._records.written_by(kvs[0], txn):
-                return number(kvs[0], "mod_revision")
-        return None
+    def _committed_before(self, answer: Message, txn: str, ops: Sequence[Put | Delete]) -> int | None:
+        """Return the revision if a lost attempt was committed, else None: a comparison failed.
+
+        A put stores the transaction's id. Deletes alone are done if all keys are gone.
+        """
+        responses = answer.get("responses", ())  # the first attempt asks for none
+        found = [kv for response in responses for kv in response["response_range"].get("kvs", ())]
+        if responses and not found and not any(isinstance(op, Put) for op in ops):
+            return revision_of(answer)
+        return next((number(kv, "mod_revision") for kv in found if self._records.written_by(kv, txn)), None)
 
 
 def _leased(ops: Sequence[Put | Delete]) -> str:

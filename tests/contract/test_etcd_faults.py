@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 
 import pytest
 import pytest_asyncio
@@ -279,14 +279,15 @@ async def test_closing_does_not_wait_for_a_watch_that_waits_for_etcd(etcd: Membe
 class Proxy:
     """Passes bytes on to a member.
 
-    `lose_answer`: closes the next connection instead of passing an answer back. `hold`: keeps the requests, as a
-    kernel does whose cable is pulled, and lets them through at `deliver`, whoever has given up meanwhile.
+    `lose_answer`: closes the next connection instead of passing an answer back, after `meanwhile`. `hold`: keeps the
+    requests, as a kernel does whose cable is pulled, and passes them on at `deliver`, whoever has given up meanwhile.
     """
 
     def __init__(self, member: Member) -> None:
         self._member = member
         self.lose_answer = False
         self.lost = 0
+        self.meanwhile: Callable[[], Awaitable[object]] | None = None
         self.hold = False
         self._held: list[bytes] = []
 
@@ -329,6 +330,8 @@ class Proxy:
                 if self.lose_answer:
                     self.lose_answer = False
                     self.lost += 1
+                    if self.meanwhile:
+                        await self.meanwhile()
                     break
                 writer.write(data)
             writer.close()
@@ -361,6 +364,27 @@ async def test_a_claim_whose_answer_is_lost_is_won_all_the_same(
     assert await store.txn([Compare("a", first + 1)], [Delete("a")]) is not None
     assert lossy.lost == 2
     assert await names(store) == []
+
+
+async def test_a_change_whose_answer_is_lost_is_made_although_others_changed_a_part_of_it(
+    etcd: Member, stores: Stores, proxy: tuple[Proxy, str]
+) -> None:
+    """As of two hosts that define networks at once, which both write one record beside their own."""
+    lossy, host = proxy
+    store, other = await stores.open(host), await stores.open(etcd)
+    first = await put(store, "guard")
+    lossy.lose_answer, lossy.meanwhile = True, lambda: put(other, "guard")
+    assert await store.txn([Compare("guard", first)], [Put("guard", {}), Put("mine", {})]) == first + 1
+    found = await store.get("mine")
+    assert found is not None
+    assert found.revision == first + 1
+    lossy.lose_answer, lossy.meanwhile = True, lambda: other.txn([], [Delete("a")])
+    for key in ("a", "b"):
+        await put(other, key)
+    # It was not made: somebody else has deleted a part.
+    assert await store.txn([Compare("guard", first)], [Delete("a"), Delete("b")]) is None
+    assert await names(store) == ["b", "guard", "mine"]
+    assert lossy.lost == 2
 
 
 async def test_a_claim_that_somebody_else_has_is_lost_also_at_the_second_attempt(
