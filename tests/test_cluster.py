@@ -9,6 +9,7 @@ from etcd_server import Member, needs_etcd
 from living import Living, settings_in, until
 
 from netplug.cli import NO, CliError
+from netplug.store.api import Event
 
 pytestmark = needs_etcd
 
@@ -37,6 +38,19 @@ def test_a_network_of_one_host_is_on_all_and_its_endpoints_are_reached(hosts: Ho
         assert host.client.get("diff")["differences"] == []
         # What all networks share goes after the last of them is off the list.
         until(lambda host=host: not host.kernel._world.state, "nothing is left")  # type: ignore[misc]
+
+
+def test_a_network_that_was_just_deleted_can_be_created_again(hosts: Hosts) -> None:
+    """The events of its deletion come late, so it still seems to be defined."""
+    one = hosts.start(1)
+    made = create(one)
+    until(lambda: one.do_and_get(lambda daemon: made["id"] in daemon.cluster.view.networks()), "the event has come")
+    late: list[Event] = []
+    one.do_and_get(lambda daemon: setattr(daemon.cluster.view, "_on_event", late.append))
+    one.client.delete("networks", "blue")
+    one.wait_for(lambda daemon: daemon.cluster.mirroring.mirror())
+    assert create(one)["id"] != made["id"]
+    assert networks(one) == ["blue"]
 
 
 def test_labels_and_the_time_of_creation_are_the_same_on_all_hosts(hosts: Hosts) -> None:

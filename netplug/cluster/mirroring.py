@@ -135,7 +135,7 @@ class Mirroring:
                     continue
                 if ident in built:
                     await self._keep_up(ident, definition, built[ident])
-                elif not waits:
+                elif not waits and await self._store.get(NETWORKS + ident) is not None:  # else the view is out of date
                     await self._build(ident, definition)
             for ident in built.keys() - defined.keys():
                 await self._take_down(built[ident])
