@@ -12,8 +12,10 @@ from test_cli import Cli
 
 from netplug.cli import NO, UNREACHABLE
 from netplug.cluster.identity import Identity, Machine
+from netplug.cluster.membership import Membership
 from netplug.daemon.life import Daemon
 from netplug.store.api import Put
+from netplug.store.etcd import EtcdStore
 from netplug.store.sqlite import SqliteStore
 
 pytestmark = needs_etcd
@@ -154,6 +156,39 @@ def test_a_life_that_has_just_ended_elsewhere_is_waited_for(
     until(lambda: whats(one) == [], "it is let in")
     there = attach(one)
     reaches(other, f"{address_of(there)} at 192.0.2.1")
+
+
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_a_life_that_ends_or_begins_while_the_next_begins_is_what_it_is(
+    hosts: Hosts, etcd: Member, monkeypatch: pytest.MonkeyPatch, *, elsewhere: bool
+) -> None:
+    """A daemon is started some seconds after it died: the lease of the dead one ends. Or, a copy begins."""
+    one = hosts.start(1)
+    key = f"cluster/alive/{ident(one)}"
+    left = etcd.records(key)[key]
+    one.stop()
+    etcd.write(key, left)
+    grant, refuse, refused = EtcdStore.lease, Membership._report_refusal, list[str]()
+
+    async def ends_first(store: EtcdStore, ttl_s: float) -> int:
+        if etcd.records(key) == {key: left}:
+            etcd.delete(key)
+            if elsewhere:
+                etcd.write(key, {"place": "another", "refuses": []})
+        return await grant(store, ttl_s)
+
+    async def noted(membership: Membership, why: str) -> None:
+        refused.append(why)
+        await refuse(membership, why)
+
+    monkeypatch.setattr(EtcdStore, "lease", ends_first)
+    monkeypatch.setattr(Membership, "_report_refusal", noted)
+    one = hosts.start(1)
+    if elsewhere:
+        until(lambda: any("another daemon runs as this host" in it for it in refused), "it waits")
+    else:
+        assert one.do_and_get(lambda daemon: daemon.cluster.membership.admitted)
+        assert refused == []
 
 
 async def test_an_id_of_an_older_version_is_bound_where_it_is(tmp_path: Path) -> None:

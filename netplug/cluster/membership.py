@@ -123,14 +123,15 @@ class Membership:
             self._lease = None
             self._view.touch_all()
         key = ALIVE + self.me
-        stored = await self._store.get(key)
-        if stored is not None and stored.value.get("place", self._place) != self._place:
-            await self._refuse_duplicate(stored.value.get("refuses"))
-        lease = await self._store.lease(TTL_S)
-        put = Put(key, {"place": self._place, "refuses": []}, lease)
-        if await self._store.txn([Compare(key, stored.revision if stored else 0)], [put]) is None:
-            await self._store.revoke(lease)
-            raise NotAdmitted("another daemon has just started as this host")
+        while True:
+            stored = await self._store.get(key)
+            if stored is not None and stored.value.get("place", self._place) != self._place:
+                await self._refuse_duplicate(stored.value.get("refuses"))
+            lease = await self._store.lease(TTL_S)
+            put = Put(key, {"place": self._place, "refuses": []}, lease)
+            if await self._store.txn([Compare(key, stored.revision if stored else 0)], [put]) is not None:
+                break
+            await self._store.revoke(lease)  # the former life's record has just expired, or there is another daemon
         self._lease, self._answered = lease, []
 
     async def _refuse_duplicate(self, refuses: object) -> None:
