@@ -9,6 +9,8 @@ from etcd_server import Member, needs_etcd
 from living import Living, settings_in, until
 
 from netplug.cli import NO, CliError
+from netplug.cluster.records import Definition
+from netplug.daemon.life import Daemon
 from netplug.store.api import Event
 
 pytestmark = needs_etcd
@@ -51,6 +53,32 @@ def test_a_network_that_was_just_deleted_can_be_created_again(hosts: Hosts) -> N
     one.wait_for(lambda daemon: daemon.cluster.mirroring.mirror())
     assert create(one)["id"] != made["id"]
     assert networks(one) == ["blue"]
+
+
+def test_a_network_that_another_host_has_just_deleted_can_be_created(hosts: Hosts) -> None:
+    """The events come while it is created."""
+    one, two = hosts.start(1), hosts.start(2)
+    made = create(one)
+    has(two)
+    late: list[Event] = []
+
+    def hold(daemon: Daemon) -> None:
+        view, catalogue = daemon.cluster.view, daemon.cluster.mirroring.catalogue
+        apply, look = view._on_event, catalogue.all
+
+        async def looked() -> dict[str, Definition]:
+            found = await look()
+            while late:
+                apply(late.pop(0))
+            return found
+
+        view._on_event, catalogue.all = late.append, looked  # type: ignore[method-assign]
+
+    two.do_and_get(hold)
+    one.client.delete("networks", "blue")
+    until(lambda: any(it.key.endswith(made["id"]) and it.record is None for it in late), "the event has come")
+    assert create(two)["id"] != made["id"]
+    has(one)
 
 
 def test_labels_and_the_time_of_creation_are_the_same_on_all_hosts(hosts: Hosts) -> None:

@@ -1,10 +1,13 @@
 """Networks of a cluster as dockerd asks for them, on several hosts with one real etcd."""
 
+import asyncio
 import http.client
 import json
 import math
 import socket
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from ipaddress import ip_network
 from typing import Any
@@ -15,6 +18,8 @@ from etcd_server import Member, needs_etcd
 from living import Living, until
 
 from netplug.cli import CliError
+from netplug.cluster.records import Definition
+from netplug.daemon.life import Daemon
 from netplug.drivers.steps import Route
 from netplug.engine.records import FrontEnd, NetworkSpec, SubnetSpec
 from netplug.errors import NetplugError
@@ -145,6 +150,101 @@ def test_a_network_that_only_a_forgotten_host_had_is_gone_after_a_crash(hosts: H
     assert len(etcd.records("cluster/networks/")) == 1
     one = hosts.start(1)
     until(lambda: networks(one) == [] and not etcd.records("cluster/networks/"), "it is gone")
+
+
+def test_a_network_that_another_host_is_deleting_is_made_after_that(hosts: Hosts, etcd: Member) -> None:
+    one, two = hosts.start(1), hosts.start(2)
+    pool = make(one, "a")
+    has(two)
+    (before,) = etcd.records("cluster/networks/")
+    go_on, looks = threading.Event(), list[None]()
+
+    def pause(daemon: Daemon) -> None:
+        catalogue = daemon.cluster.mirroring.catalogue
+        remove = catalogue.remove
+
+        async def later(ident: str, definition: Definition) -> None:
+            await asyncio.to_thread(go_on.wait, 20)
+            await remove(ident, definition)
+
+        catalogue.remove = later  # type: ignore[method-assign]
+
+    def count(daemon: Daemon) -> None:
+        catalogue = daemon.cluster.mirroring.catalogue
+        look = catalogue.all
+
+        async def looked() -> dict[str, Definition]:
+            looks.append(None)
+            return await look()
+
+        catalogue.all = looked  # type: ignore[method-assign]
+
+    one.do_and_get(pause)
+    with ThreadPoolExecutor(2) as pool_of:
+        try:
+            ending = pool_of.submit(end, one, "a", pool)
+            until(lambda: etcd.records(before)[before]["deleting"], "it is being deleted")
+            _, pool, gateway = ask(two)
+            two.do_and_get(count)
+            making = pool_of.submit(build, two, "b", "blue", pool, gateway)
+            until(lambda: making.done() or len(looks) > 3, "it waits")
+            if making.done():
+                attach(two)
+        finally:
+            go_on.set()
+        ending.result()
+        making.result()
+    attach(two)
+    (after,) = etcd.records("cluster/networks/")
+    assert after != before
+    detach(two)
+    end(two, "b", pool)
+    until(lambda: not etcd.records("cluster/networks/"), "it is gone")
+
+
+def test_docker_does_not_join_a_network_whose_deletion_has_just_begun(hosts: Hosts, etcd: Member) -> None:
+    one, two = hosts.start(1), hosts.start(2)
+    make(one, "a")
+    has(two)
+    (key,) = etcd.records("cluster/networks/")
+    _, pool, gateway = ask(two)
+
+    def delete(daemon: Daemon) -> None:
+        catalogue = daemon.cluster.mirroring.catalogue
+        begin = catalogue.begin_release
+
+        async def deleted_first(ident: str) -> None:
+            mark = {"deleting": True, "deleter": one.do_and_get(lambda it: it.cluster.me)}
+            etcd.write(key, {**etcd.records(key)[key], **mark})
+            await begin(ident)
+
+        catalogue.begin_release = deleted_first  # type: ignore[method-assign]
+
+    two.do_and_get(delete)
+    with pytest.raises(RefusedError, match="network 'blue' is being deleted by host host-1"):
+        build(two, "b", "blue", pool, gateway)
+    assert len(etcd.records("cluster/members/")) == 1
+
+
+def test_the_last_docker_removes_a_network_that_is_changed_meanwhile(hosts: Hosts, etcd: Member) -> None:
+    one = hosts.start(1)
+    pool = make(one, "a")
+    (key,) = etcd.records("cluster/networks/")
+
+    def change(daemon: Daemon) -> None:
+        catalogue = daemon.cluster.mirroring.catalogue
+        refuse = catalogue.refuse_used
+
+        async def changed_after(ident: str, name: str) -> None:
+            await refuse(ident, name)
+            if "labels" not in etcd.records(key)[key]:
+                etcd.write(key, {**etcd.records(key)[key], "labels": {"team": "net"}, "version": 1})
+
+        catalogue.refuse_used = changed_after  # type: ignore[method-assign]
+
+    one.do_and_get(change)
+    end(one, "a", pool)
+    until(lambda: not etcd.records("cluster/networks/"), "it is gone")
 
 
 def test_runtimes_make_a_network_that_was_defined_a_moment_ago(hosts: Hosts) -> None:

@@ -19,7 +19,7 @@ from netplug.cluster.following import Followed, Following
 from netplug.cluster.foreign_networks import Allowed, refuse_foreign
 from netplug.cluster.identity import AdmissionGate
 from netplug.cluster.records import IDENTITY, NETWORKS, Definition, ident_of, parse, rewritten, version_of
-from netplug.cluster.view import View
+from netplug.cluster.view import View, name_of
 from netplug.drivers.api import Scope
 from netplug.drivers.naming import short
 from netplug.drivers.steps import IPNetwork
@@ -33,6 +33,9 @@ from netplug.store.api import Compare, Put, StoreError
 log = structlog.get_logger(__name__)
 
 _HALF_OF_DEFAULT = 1  # default routes, also the halves that a VPN sets, do not conflict
+_LOOKS = 100
+_LOOK_S = 0.02
+"""Longest wait, together 2 s, of a creation for the end of a deletion: it takes some hundredths of a second."""
 
 
 class Mirroring:
@@ -125,8 +128,7 @@ class Mirroring:
                 del absent[name]
             self._behind = {}
             for ident, definition in list(defined.items()):
-                if definition.deleting and self._has_ended(definition.deleter):
-                    await self._end_deletion(ident)
+                await self.end_deletion(ident, definition)
                 if definition.closing and self._has_ended(definition.closer):
                     await self._open(ident)
                 waits = self.expected_from_docker.get(ident, 0.0) > asyncio.get_running_loop().time()
@@ -137,8 +139,7 @@ class Mirroring:
                     await self._keep_up(ident, definition, built[ident])
                 elif not waits and await self._store.get(NETWORKS + ident) is not None:  # else the view is out of date
                     await self._build(ident, definition)
-            for ident in built.keys() - defined.keys():
-                await self._take_down(built[ident])
+            await self.take_down_deleted()
             self._report(defined)
             await self._following.tell(self._followed(defined))
 
@@ -146,8 +147,10 @@ class Mirroring:
         """Whether a host does not go on with what it began. What this host did, it did under the lock."""
         return host == self._me or not self._view.alive(host)
 
-    async def _end_deletion(self, ident: str) -> None:
-        """Finish a deletion during which a daemon died; the caller holds the lock."""
+    async def end_deletion(self, ident: str, definition: Definition) -> None:
+        """Finish the deletion of a network, if its daemon died meanwhile; the caller holds the lock."""
+        if not definition.deleting or not self._has_ended(definition.deleter):
+            return
         stored = await self._store.get(NETWORKS + ident)
         if stored is None or not stored.value.get("deleting"):
             return  # the view is out of date
@@ -258,6 +261,35 @@ class Mirroring:
         """Refuse a definition with what this host does not allow others. `record`: the network as it is here."""
         host = await self._engine.base_plan.read_host()
         refuse_foreign(definition, record.network if record else None, self.allowed, self._engine.drivers, host)
+
+    async def await_deletions(self, name: str) -> None:
+        """Wait until no network of this name is being deleted, and take down what was; the caller holds the lock.
+
+        Raises:
+            NetplugError: "unavailable": another host takes too long.
+        """
+        for _ in range(_LOOKS):
+            defined = await self.catalogue.all()
+            deleted = {ident: it for ident, it in defined.items() if it.name == name and it.deleting}
+            for ident, definition in deleted.items():
+                await self.end_deletion(ident, definition)
+            # Only the events tell that they were deleted: a store that was restored from older data lacks some, too.
+            gone = self.shared().keys() - defined.keys()
+            if not deleted and not gone & self._view.networks().keys():
+                break
+            await asyncio.sleep(_LOOK_S)
+        else:
+            for definition in deleted.values():
+                words = f"network {name!r} is being deleted by host {name_of(self._view, definition.deleter)}"
+                raise NetplugError("unavailable", words, hint="try again")
+        await self.take_down_deleted()
+
+    async def take_down_deleted(self) -> None:
+        """Take down what is not defined any more; the caller holds the lock."""
+        if self._view.synced.is_set():
+            built = self.shared()
+            for ident in built.keys() - self._view.networks().keys():
+                await self._take_down(built[ident])
 
     async def _take_down(self, record: NetworkRecord) -> None:
         ident = ident_of(record)

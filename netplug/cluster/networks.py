@@ -13,6 +13,7 @@ from contextlib import asynccontextmanager
 import structlog
 
 from netplug.cluster.allocation import completed, free_subnet, gateways_of, refuse_other, subnets_for, vni_for
+from netplug.cluster.catalogue import joining_refused
 from netplug.cluster.identity import AdmissionGate
 from netplug.cluster.mirroring import Mirroring
 from netplug.cluster.records import GUARD, MEMBERS, NETWORKS, Definition, as_put, ident_of, parse
@@ -66,6 +67,7 @@ class Definitions:
         """
         await self._mirroring.ready()
         async with self._mirroring.lock:
+            await self._mirroring.await_deletions(self._engine.drivers.parse(spec.options).name or spec.name)
             if spec.front_end is FrontEnd.DOCKER:
                 return await self._adopt(spec)
             if spec.front_end.shares and (there := await self._built(spec)):
@@ -119,12 +121,22 @@ class Definitions:
             self._refuse_second(mirrored)
             self._refuse_endpoints(mirrored)
         async with self._used(ident):
-            await self._store.txn([], [self._member(ident, docker)])
+            await self._add_user(ident, definition.name, docker)
             if mirrored is not None and again:
                 return mirrored
             if mirrored is not None:
                 await self._engine.networks.take_down(mirrored.network.id, by=FrontEnd.CLI)
             return await self._engine.networks.build(definition.to_spec(ident, docker))
+
+    async def _add_user(self, ident: str, name: str, docker: str) -> None:
+        """Add this host's Docker to the users of a network, unless the network is being deleted."""
+        stored = await self._store.get(NETWORKS + ident)
+        while stored is not None and not stored.value.get("deleting"):
+            compare = Compare(stored.key, stored.revision)
+            if await self._store.txn([compare], [self._member(ident, docker)]) is not None:
+                return
+            stored = await self._store.get(stored.key)
+        raise joining_refused(name, stored, self._view)
 
     def _member(self, ident: str, docker: str) -> Put:
         return Put(f"{MEMBERS}{ident}/{self._me}", {"network": docker})
@@ -238,14 +250,18 @@ class Definitions:
     @asynccontextmanager
     async def _joins_refused(self, ident: str, stored: Record) -> AsyncIterator[Definition]:
         """Refuse joins of a network during the block, and afterwards unless the block fails."""
-        key, definition = NETWORKS + ident, parse(Definition, stored)
-        # From now on no endpoint can be published: that compares this record.
-        marked = {**stored.value, "deleting": True, "deleter": self._me}
-        revision = await self._store.txn([Compare(key, stored.revision)], [Put(key, marked)])
-        if revision is None:
-            raise NetplugError(
-                "unavailable", f"network {definition.name!r} is being changed by another host", hint="try again"
-            )
+        key, revision = NETWORKS + ident, None
+        # From the mark on no endpoint can be published: that compares this record.
+        while revision is None:
+            definition = parse(Definition, stored)
+            marked = {**stored.value, "deleting": True, "deleter": self._me}
+            revision = await self._store.txn([Compare(key, stored.revision)], [Put(key, marked)])
+            if revision is None:
+                updated = await self._store.get(key)
+                if updated is None or updated.value.get("deleting"):
+                    words = f"network {definition.name!r} is being deleted by another host"
+                    raise NetplugError("unavailable", words, hint="try again")
+                stored = updated
         try:
             yield definition
         except BaseException:
