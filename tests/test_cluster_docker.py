@@ -202,6 +202,21 @@ def test_a_network_that_another_host_is_deleting_is_made_after_that(hosts: Hosts
     until(lambda: not etcd.records("cluster/networks/"), "it is gone")
 
 
+def test_networks_that_docker_makes_at_once_have_subnets_of_their_own(hosts: Hosts) -> None:
+    """It asks for a pool first; a user may create a network before Docker does."""
+    one = hosts.start(1)
+    with ThreadPoolExecutor(4) as at_once:
+        asked = list(at_once.map(lambda name: ask(one, name), ("red", "green", "blue")))
+    create(one, "grey")
+    for (_, pool, gateway), name, ident in zip(asked, ("red", "green", "blue"), "abc", strict=True):
+        build(one, ident, name, pool, gateway)
+    subnets = [net["subnets"][0]["subnet"] for net in one.client.get("networks")["networks"]]
+    assert len(set(subnets)) == len(subnets) == 4
+    for (_, pool, _), ident in zip(asked, "abc", strict=True):
+        end(one, ident, pool)
+    assert networks(one) == ["grey"]
+
+
 def test_docker_does_not_join_a_network_whose_deletion_has_just_begun(hosts: Hosts, etcd: Member) -> None:
     one, two = hosts.start(1), hosts.start(2)
     make(one, "a")

@@ -110,6 +110,10 @@ class Mirroring:
         routes = [route for route, _ in host.routes if route.prefixlen > _HALF_OF_DEFAULT]
         return routes + [subnet.pool for net in self._engine.registry.all_networks() for subnet in net.subnets]
 
+    async def not_free(self) -> list[IPNetwork]:
+        """Return the subnets of which none is chosen: `taken`, and those that Docker has requested for new networks."""
+        return [*await self.taken(), *(pool.network for pool in self._engine.allocator.pools())]
+
     def retry(self) -> None:
         """Try again what could not be built or followed, since something on this host has changed."""
         if self._behind or self._engine.registry.absent:

@@ -285,7 +285,7 @@ class Definitions:
                     await self._take_down_for_docker(ident)
                     await self._refuse_routes(it.subnet, name)
                 return it.subnet, it.gateway
-        network = wanted or free_subnet(version, others, await self._mirroring.taken(), self._catalogue.identity)
+        network = wanted or free_subnet(version, others, await self._mirroring.not_free(), self._catalogue.identity)
         return network, network[1]
 
     async def gateway(self, subnet: IPNetwork) -> IPAddress | None:
@@ -347,7 +347,7 @@ class Definitions:
         name = options.name or spec.name or short(ident)
         host = await self._engine.base_plan.read_host()
         options = driver.complete(options, host)
-        taken = await self._mirroring.taken()
+        taken = await self._mirroring.not_free()
         for _ in range(_ATTEMPTS):
             guard = await self._store.get(GUARD)
             others = await self._catalogue.all()

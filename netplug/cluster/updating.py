@@ -123,7 +123,7 @@ class Updating:
         await self._refuse_leased(before, _gone(before, after))
         catalogue = self._mirroring.catalogue
         if change.add:
-            others, taken = await catalogue.all(), await self._mirroring.taken()
+            others, taken = await catalogue.all(), await self._mirroring.not_free()
             after = with_subnets(after, ident, change, others, taken, catalogue.identity)
         return after
 
