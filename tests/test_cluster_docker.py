@@ -7,6 +7,7 @@ import math
 import socket
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from ipaddress import ip_network
@@ -280,6 +281,32 @@ def test_runtimes_make_a_network_that_was_defined_a_moment_ago(hosts: Hosts) -> 
     assert made.network.id == only(one)["id"]
     with pytest.raises(CliError, match="exists already in the cluster"):
         create(two)
+
+
+def test_runtimes_and_dockers_make_a_network_on_several_hosts_at_once(hosts: Hosts, etcd: Member) -> None:
+    """All look, and find none; the second to define it finds that of the first."""
+    one, two = hosts.start(1), hosts.start(2)
+    spec = NetworkSpec(name="red", options={"mode": "overlay"}, front_end=FrontEnd.NETAVARK)
+    others: list[Callable[[], object]] = []
+
+    def look_first(daemon: Daemon) -> None:
+        networks, define = daemon.cluster.networks, daemon.cluster.networks._define
+
+        async def another_is_faster(ident: str, spec: NetworkSpec) -> Definition:
+            await asyncio.to_thread(others.pop())
+            return await define(ident, spec)
+
+        networks._define = another_is_faster  # type: ignore[method-assign]
+
+    two.do_and_get(look_first)
+    others.append(lambda: one.wait_for(lambda daemon: daemon.cluster.networks.create(spec)))
+    made = two.wait_for(lambda daemon: daemon.cluster.networks.create(spec))
+    assert [made.network.id] == [net["id"] for net in one.client.get("networks")["networks"]]
+    asked = [ask(host, subnet="10.9.9.0/24") for host in (one, two)]
+    others.append(lambda: build(one, "a", "blue", *asked[0][1:]))
+    build(two, "b", "blue", *asked[1][1:])
+    assert len(etcd.records("cluster/networks/")) == 2
+    assert len(etcd.records("cluster/members/")) == 2
 
 
 async def _take_down(daemon: Any) -> None:

@@ -38,6 +38,10 @@ DOCKER_CREATES_S = 20.0
 """For how long a network is not built here after Docker asked for its subnet; Docker creates it in milliseconds."""
 
 
+class _DefinedError(NetplugError):
+    """A network of this name is defined."""
+
+
 class Definitions:
     """Defines and deletes networks.
 
@@ -68,13 +72,21 @@ class Definitions:
         await self._mirroring.ready()
         async with self._mirroring.lock:
             await self._mirroring.await_deletions(self._engine.drivers.parse(spec.options).name or spec.name)
-            if spec.front_end is FrontEnd.DOCKER:
-                return await self._adopt(spec)
-            if spec.front_end.shares and (there := await self._built(spec)):
-                return there
-            ident = spec.id or secrets.token_hex(32)
-            definition = await self._define(ident, spec)
-            return await self._build_defined(ident, definition)
+            try:
+                return await self._create(spec)
+            except _DefinedError:
+                if spec.front_end is not FrontEnd.DOCKER and not spec.front_end.shares:
+                    raise
+                return await self._create(spec)  # another host was faster: it is there now
+
+    async def _create(self, spec: NetworkSpec) -> NetworkRecord:
+        if spec.front_end is FrontEnd.DOCKER:
+            return await self._adopt(spec)
+        if spec.front_end.shares and (there := await self._built(spec)):
+            return there
+        ident = spec.id or secrets.token_hex(32)
+        definition = await self._define(ident, spec)
+        return await self._build_defined(ident, definition)
 
     async def _build_defined(self, ident: str, definition: Definition, docker: str = "") -> NetworkRecord:
         """Build a network that was just defined; if that fails, delete the definition."""
@@ -354,7 +366,7 @@ class Definitions:
             if other := next((other for other, it in others.items() if it.name == name), None):
                 here = self._mirroring.shared().get(other)  # a Docker network has another id
                 words = f"network {name!r} exists already in the cluster ({short(here.network.id if here else other)})"
-                raise NetplugError("exists", words, hint="choose another name")
+                raise _DefinedError("exists", words, hint="choose another name")
             vni = vni_for(ident, options.vni, options.vxlan_port, others, drivers)
             subnets = subnets_for(spec, others, taken, self._catalogue.identity)
             chosen = {shared.MTU: str(options.mtu), shared.VNI: str(vni)}
