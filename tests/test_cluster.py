@@ -1,7 +1,10 @@
 """Several daemons on one real etcd: what one does, the others bring about."""
 
+import asyncio
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 from clustered import Hosts, address_of, apart, attach, claim, create, detach, has, kernel_of, networks, reaches
@@ -79,6 +82,42 @@ def test_a_network_that_another_host_has_just_deleted_can_be_created(hosts: Host
     until(lambda: any(it.key.endswith(made["id"]) and it.record is None for it in late), "the event has come")
     assert create(two)["id"] != made["id"]
     has(one)
+
+
+def test_a_deletion_that_ends_late_keeps_the_addresses_of_the_next_network(hosts: Hosts, etcd: Member) -> None:
+    """Two hosts delete a network at once; after the first, its subnet is that of a new network."""
+    one, two = hosts.start(1), hosts.start(2)
+    create(one, subnets=apart())
+    has(two)
+    (before,) = etcd.records("cluster/networks/")
+    go_on = threading.Event()
+
+    def pause(daemon: Daemon) -> None:
+        catalogue = daemon.cluster.mirroring.catalogue
+        remove = catalogue.remove
+
+        async def later(*args: Any) -> None:
+            await asyncio.to_thread(go_on.wait, 20)
+            await remove(*args)
+
+        catalogue.remove = later  # type: ignore[method-assign]
+
+    one.do_and_get(pause)
+    with ThreadPoolExecutor() as pool:
+        try:
+            deleting = pool.submit(one.client.delete, "networks", "blue")
+            until(lambda: etcd.records(before)[before]["deleting"], "it is being deleted")
+            for key in [*etcd.records("ipam/leases/"), before]:  # the other host ends it
+                etcd.delete(key)
+            until(lambda: networks(two) == [], "it is gone")
+            create(two, "red", subnets=apart())
+            attach(two, network="red")
+            leases = etcd.records("ipam/leases/")
+        finally:
+            go_on.set()
+        deleting.result()
+    assert etcd.records("ipam/leases/") == leases
+    assert len(leases) == 2
 
 
 def test_labels_and_the_time_of_creation_are_the_same_on_all_hosts(hosts: Hosts) -> None:

@@ -164,9 +164,9 @@ def test_a_network_that_another_host_is_deleting_is_made_after_that(hosts: Hosts
         catalogue = daemon.cluster.mirroring.catalogue
         remove = catalogue.remove
 
-        async def later(ident: str, definition: Definition) -> None:
+        async def later(ident: str, definition: Definition, revision: int) -> None:
             await asyncio.to_thread(go_on.wait, 20)
-            await remove(ident, definition)
+            await remove(ident, definition, revision)
 
         catalogue.remove = later  # type: ignore[method-assign]
 

@@ -67,12 +67,22 @@ class Catalogue:
         """Return the hosts in the keys below a prefix."""
         return [record.key.removeprefix(prefix).partition("/")[0] for record in (await self._store.range(prefix))[0]]
 
-    async def remove(self, ident: str, definition: Definition) -> None:
-        """Delete a network's leases and its definition; this last, so that a crash leaves no orphaned leases."""
+    async def remove(self, ident: str, definition: Definition, revision: int | None = None) -> None:
+        """Delete a network's leases and its definition; this last, so that a crash leaves no orphaned leases.
+
+        `revision`: of the definition; None: its present one. If it has another one meanwhile, another host goes on with
+        it. If it is gone, the leases may be those of a later network with the subnet.
+        """
+        if revision is None:
+            stored = await self._store.get(NETWORKS + ident)
+            if stored is None:
+                return await self.add_tombstone(ident)
+            revision = stored.revision
+        unchanged = [Compare(NETWORKS + ident, revision)]
         for it in definition.subnets:
-            await drop_all(self._store, pool_id(GLOBAL, it.subnet, it.range))
-        await self._store.txn([], [Delete(NETWORKS + ident)])
-        await self.add_tombstone(ident)
+            await drop_all(self._store, pool_id(GLOBAL, it.subnet, it.range), unchanged)
+        await self._store.txn(unchanged, [Delete(NETWORKS + ident)])
+        return await self.add_tombstone(ident)
 
     async def restore(self, ident: str, definition: Definition, record: NetworkRecord | None) -> None:
         """Write a definition that the store has lost. `record`: the network on this host, if it is built here."""

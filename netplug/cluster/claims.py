@@ -321,11 +321,11 @@ def gateways(leases: Iterable[Lease]) -> list[Put]:
     return [Put(lease_key(lease.pool, lease.address), stamped(lease, "")) for lease in leases]
 
 
-async def drop_all(store: Store, pool_id: str) -> None:
-    """Delete all leases of a pool whose network is deleted."""
+async def drop_all(store: Store, pool_id: str, compares: Sequence[Compare]) -> None:
+    """Delete all leases of a pool whose network is deleted, as long as the comparisons hold."""
     records: list[Record] = (await store.range(leases_prefix(pool_id)))[0]
     for start in range(0, len(records), OPS_PER_TXN):
-        await store.txn([], [Delete(record.key) for record in records[start : start + OPS_PER_TXN]])
+        await store.txn(compares, [Delete(record.key) for record in records[start : start + OPS_PER_TXN]])
 
 
 def _is_claim(lease: Lease) -> bool:

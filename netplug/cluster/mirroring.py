@@ -167,7 +167,7 @@ class Mirroring:
             ops = [Put(NETWORKS + ident, kept), *gateways_of(ident, definition)]
             await self._store.txn([Compare(NETWORKS + ident, stored.revision)], ops)
         else:
-            await self.catalogue.remove(ident, definition)
+            await self.catalogue.remove(ident, definition, stored.revision)
 
     async def _open(self, ident: str) -> None:
         """Allow joins of subnets again whose removal was not finished; the caller holds the lock."""

@@ -201,10 +201,10 @@ class Definitions:
                 await self._engine.networks.take_down(record.network.id, by=FrontEnd.CLI)
                 return
             await self._catalogue.refuse_used(ident, record.network.name)  # before joins are refused
-            async with self._joins_refused(ident, stored) as definition:
+            async with self._joins_refused(ident, stored) as (definition, revision):
                 await self._catalogue.refuse_used(ident, definition.name)
                 await self._engine.networks.take_down(record.network.id, by=FrontEnd.CLI)
-            await self._catalogue.remove(ident, definition)
+            await self._catalogue.remove(ident, definition, revision)
 
     async def _remove_user(self, ident: str) -> None:
         """Remove this host's Docker from the users of a network, and delete the network if it was the last one."""
@@ -251,17 +251,20 @@ class Definitions:
             return False
         try:
             await self._catalogue.refuse_used(ident, str(stored.value.get("name")))
-            async with self._joins_refused(ident, stored) as definition:
+            async with self._joins_refused(ident, stored) as (definition, revision):
                 await self._catalogue.refuse_used(ident, definition.name)
         except NetplugError as exc:
             log.debug("network.kept", network=short(ident), reason=exc.message)
             return False
-        await self._catalogue.remove(ident, definition)
+        await self._catalogue.remove(ident, definition, revision)
         return True
 
     @asynccontextmanager
-    async def _joins_refused(self, ident: str, stored: Record) -> AsyncIterator[Definition]:
-        """Refuse joins of a network during the block, and afterwards unless the block fails."""
+    async def _joins_refused(self, ident: str, stored: Record) -> AsyncIterator[tuple[Definition, int]]:
+        """Refuse joins of a network during the block, and afterwards unless the block fails.
+
+        Yield the definition, and its revision since joins are refused.
+        """
         key, revision = NETWORKS + ident, None
         # From the mark on no endpoint can be published: that compares this record.
         while revision is None:
@@ -275,7 +278,7 @@ class Definitions:
                     raise NetplugError("unavailable", words, hint="try again")
                 stored = updated
         try:
-            yield definition
+            yield definition, revision
         except BaseException:
             opened = {**stored.value, "deleting": False, "deleter": ""}
             await uncancellable(self._store.txn([Compare(key, revision)], [Put(key, opened)]))
