@@ -263,6 +263,37 @@ def test_the_last_docker_removes_a_network_that_is_changed_meanwhile(hosts: Host
     until(lambda: not etcd.records("cluster/networks/"), "it is gone")
 
 
+@pytest.mark.parametrize("alive", [False, True])
+def test_the_docker_of_a_forgotten_host_that_comes_back_has_its_networks(
+    hosts: Hosts, etcd: Member, *, alive: bool
+) -> None:
+    """Or, somebody deletes all that a host has told, while its daemon lives."""
+    one, two = hosts.start(1), hosts.start(2)
+    pool = make(one, "a")
+    has(two)
+    make(two, "b")
+    members = etcd.records("cluster/members/")
+    me = two.do_and_get(lambda daemon: daemon.cluster.me)
+    if alive:
+        for key in (*members, f"cluster/hosts/{me}"):
+            if me in key:
+                etcd.delete(key)
+        hosts.look_again(two)
+    else:
+        two.stop()
+        hosts.past_the_grace(etcd)
+        one.client.delete("hosts", "host-2")
+        assert len(etcd.records("cluster/members/")) == 1
+        two = hosts.start(2)
+    until(lambda: etcd.records("cluster/members/") == members, "both have it")
+    (before,) = etcd.records("cluster/networks/")
+    end(one, "a", pool)
+    has(one)
+    with pytest.raises(CliError, match="docker has network 'blue' on host-2"):
+        one.client.delete("networks", "blue")
+    assert [*etcd.records("cluster/networks/")] == [before]
+
+
 def test_runtimes_make_a_network_that_was_defined_a_moment_ago(hosts: Hosts) -> None:
     """By another host whose runtime has the same configuration, or by the daemon that died before it had answered."""
     one, two = hosts.start(1), hosts.start(2)

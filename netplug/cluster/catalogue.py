@@ -63,6 +63,24 @@ class Catalogue:
             hint = f"there: {FrontEnd.DOCKER.removal(name)}"
             raise NetplugError("forbidden", f"docker has network {name!r} on {where}", hint=hint)
 
+    def user(self, ident: str, docker: str) -> Put:
+        """Return the operation that makes this host's Docker a user of a network. `docker`: its id in Docker."""
+        return Put(f"{MEMBERS}{ident}/{self._me}", {"network": docker})
+
+    async def add_user(self, ident: str, name: str, docker: str) -> None:
+        """Make this host's Docker a user of a network.
+
+        Raises:
+            NetplugError: "unavailable": it is being deleted, or was.
+        """
+        stored = await self._store.get(NETWORKS + ident)
+        while stored is not None and not stored.value.get("deleting"):
+            compare = Compare(stored.key, stored.revision)
+            if await self._store.txn([compare], [self.user(ident, docker)]) is not None:
+                return
+            stored = await self._store.get(stored.key)
+        raise joining_refused(name, stored, self._view)
+
     async def _hosts_in(self, prefix: str) -> list[str]:
         """Return the hosts in the keys below a prefix."""
         return [record.key.removeprefix(prefix).partition("/")[0] for record in (await self._store.range(prefix))[0]]
@@ -88,7 +106,7 @@ class Catalogue:
         """Write a definition that the store has lost. `record`: the network on this host, if it is built here."""
         put, key = as_put(NETWORKS + ident, definition), NETWORKS + ident
         if record is not None and record.front_end is FrontEnd.DOCKER:
-            await self._store.txn([], [Put(f"{MEMBERS}{ident}/{self._me}", {"network": record.network.id})])
+            await self._store.txn([], [self.user(ident, record.network.id)])
         stored = await self._store.get(key)
         if stored is not None and version_of(stored) > definition.version:
             return  # it was updated since

@@ -106,6 +106,8 @@ class Cluster:
         self._store = store
         self._reconnect = store.reconnect
         self._lost: frozenset[str] = frozenset()
+        self._joined_in = 0
+        """The epoch in which the shared store was found to have this host's Docker as a user of its networks."""
         self._claimed = ClaimHolders(guard)
         complete = self._recovery.complete
         self.peering = Peering(engine, self.view, self._claimed, self.mirroring, self.barrier, me, complete=complete)
@@ -334,6 +336,9 @@ class Cluster:
         await self.membership.ensure()
         await self.mirroring.mirror()
         await self.networks.resume_releases()
+        if (epoch := self.membership.epoch) != self._joined_in:
+            await self.networks.join_again()
+            self._joined_in = epoch
         await self._reconcile_claims()
         failed: list[Exception] = []
         for network, record in self.mirroring.shared().items():

@@ -8,12 +8,11 @@ import asyncio
 import secrets
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 import structlog
 
 from netplug.cluster.allocation import completed, free_subnet, gateways_of, refuse_other, subnets_for, vni_for
-from netplug.cluster.catalogue import joining_refused
 from netplug.cluster.identity import AdmissionGate
 from netplug.cluster.mirroring import Mirroring
 from netplug.cluster.records import GUARD, MEMBERS, NETWORKS, Definition, as_put, ident_of, parse
@@ -133,25 +132,12 @@ class Definitions:
             self._refuse_second(mirrored)
             self._refuse_endpoints(mirrored)
         async with self._used(ident):
-            await self._add_user(ident, definition.name, docker)
+            await self._catalogue.add_user(ident, definition.name, docker)
             if mirrored is not None and again:
                 return mirrored
             if mirrored is not None:
                 await self._engine.networks.take_down(mirrored.network.id, by=FrontEnd.CLI)
             return await self._engine.networks.build(definition.to_spec(ident, docker))
-
-    async def _add_user(self, ident: str, name: str, docker: str) -> None:
-        """Add this host's Docker to the users of a network, unless the network is being deleted."""
-        stored = await self._store.get(NETWORKS + ident)
-        while stored is not None and not stored.value.get("deleting"):
-            compare = Compare(stored.key, stored.revision)
-            if await self._store.txn([compare], [self._member(ident, docker)]) is not None:
-                return
-            stored = await self._store.get(stored.key)
-        raise joining_refused(name, stored, self._view)
-
-    def _member(self, ident: str, docker: str) -> Put:
-        return Put(f"{MEMBERS}{ident}/{self._me}", {"network": docker})
 
     @asynccontextmanager
     async def _used(self, ident: str) -> AsyncIterator[None]:
@@ -239,6 +225,19 @@ class Definitions:
                     self._mirroring.soon(ident)
                 elif here:  # at once: Docker may be about to repeat its creation
                     await self._engine.networks.take_down(here.network.id, by=FrontEnd.CLI)
+
+    async def join_again(self) -> None:
+        """Add this host's Docker to the users of its networks again: those of a host that is forgotten are deleted.
+
+        Raises:
+            StoreError: the store does not answer.
+        """
+        async with self._mirroring.lock:
+            for ident, record in self._mirroring.shared().items():
+                member = self._catalogue.user(ident, record.network.id)
+                if record.front_end is FrontEnd.DOCKER and await self._store.get(member.key) is None:
+                    with suppress(NetplugError):  # it has no definition, which `Mirroring` restores
+                        await self._catalogue.add_user(ident, record.network.name, record.network.id)
 
     async def delete_if_unused(self, ident: str) -> bool:
         """Delete a network that Docker created if no host's Docker has it any more; tell whether it was deleted.
@@ -384,7 +383,7 @@ class Definitions:
                 created=round(time.time(), 3),
             )
             ops = [Put(GUARD, {"last": ident}), as_put(NETWORKS + ident, definition), *gateways_of(ident, definition)]
-            ops += [self._member(ident, spec.id)] if definition.docker else []
+            ops += [self._catalogue.user(ident, spec.id)] if definition.docker else []
             unchanged = [Compare(GUARD, guard.revision if guard else 0), Compare(NETWORKS + ident, 0)]
             if await self._store.txn(unchanged, ops) is not None:
                 return definition
