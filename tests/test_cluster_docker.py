@@ -236,9 +236,11 @@ def test_docker_does_not_join_a_network_whose_deletion_has_just_begun(hosts: Hos
 
         catalogue.begin_release = deleted_first  # type: ignore[method-assign]
 
+    one.wait_for(lambda daemon: daemon.cluster.mirroring.lock.acquire())  # as who deletes it
     two.do_and_get(delete)
     with pytest.raises(RefusedError, match="network 'blue' is being deleted by host host-1"):
         build(two, "b", "blue", pool, gateway)
+    one.do_and_get(lambda daemon: daemon.cluster.mirroring.lock.release())
     assert len(etcd.records("cluster/members/")) == 1
 
 
