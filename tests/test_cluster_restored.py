@@ -14,7 +14,10 @@ from living import Living, until
 
 from netplug.cli import CliError
 from netplug.cluster import cluster, recovery
-from netplug.store.restore_guard import RestoreGuard
+from netplug.daemon.life import Daemon
+from netplug.engine.records import FrontEnd
+from netplug.store.api import Restored
+from netplug.store.restore_guard import MARKS, RestoreGuard
 
 pytestmark = [needs_etcd, pytest.mark.own_etcd]
 
@@ -229,6 +232,26 @@ def test_a_daemon_that_died_before_its_mark_writes_it_later(
     assert etcd.records("cluster/marks/") == {}
     one = hosts.start(1)
     marked(etcd, one)
+
+
+def test_a_deletion_finds_that_the_network_is_missing_in_a_backup(hosts: Hosts, etcd: Member) -> None:
+    """Before anything else has: if it counted as deleted already, other hosts would bring it back."""
+    one = hosts.start(1)
+    ident = create(one)["id"]
+    marked(etcd, one)
+    (key,) = etcd.records("cluster/networks/")
+
+    async def delete(daemon: Daemon) -> None:
+        network = daemon.cluster.networks._engine.registry.network(ident)
+        daemon.cluster.view._on_event = lambda _: None  # type: ignore[method-assign] # it hears nothing of it
+        daemon.cluster._guard.see(f"{MARKS}other", 1_000_000)  # what it has seen, and the backup lacks
+        etcd.delete(key)
+        await daemon.cluster.networks.delete(network, by=FrontEnd.CLI)
+
+    with pytest.raises(Restored):
+        one.wait_for(delete)
+    until(lambda: key in etcd.records("cluster/networks/"), "it is defined again")
+    assert networks(one) == ["blue"]
 
 
 def test_it_happens_again(hosts: Hosts, etcd: Member, tmp_path: Path, log: Log) -> None:

@@ -184,6 +184,7 @@ class Definitions:
                 return
             stored = await self._store.get(NETWORKS + ident)
             if stored is None:
+                await self._store.store.verify()  # older data may lack it, which other hosts write again
                 await self._engine.networks.take_down(record.network.id, by=FrontEnd.CLI)
                 return
             await self._catalogue.refuse_used(ident, record.network.name)  # before joins are refused
