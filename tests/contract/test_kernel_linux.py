@@ -232,6 +232,39 @@ class TestLinuxKernel(LinuxHost, KernelSuite):
         await kernel.settle()
         assert await whats(kernel, second) == []
 
+    @pytest.mark.parametrize("then", ["veth", "macvlan"])
+    async def test_name_in_a_sandbox_is_taken_again_at_once(
+        self, kernel: LinuxKernel, around: LinuxSurroundings, monkeypatch: pytest.MonkeyPatch, then: str
+    ) -> None:
+        """While the pair whose end had it is still being deleted."""
+        netns = around.sandbox()
+        first = replace(VETH, name="nphfirst", peer="eth0", mac="02:00:00:00:01:07", netns=netns)
+        second = {
+            "veth": replace(VETH, peer="eth0", netns=netns),
+            "macvlan": replace(MACVLAN, ifname="eth0", netns=netns),
+        }
+        await kernel.ensure((BRIDGE, first))
+        going, go_on = asyncio.Event(), threading.Event()
+        delete, settle = kernel._reaper._delete, kernel._reaper.settle
+
+        def late(groups: frozenset[int]) -> dict[int, OSError]:
+            assert go_on.wait(VANISH_DEADLINE_S)
+            return delete(groups)
+
+        async def waits(name: str | None = None) -> None:
+            going.set()
+            await settle(name)
+
+        monkeypatch.setattr(kernel._reaper, "_delete", late)
+        monkeypatch.setattr(kernel._reaper, "settle", waits)
+        await kernel.remove((first,))
+        made = asyncio.create_task(kernel.ensure((second[then],)))
+        async with asyncio.timeout(VANISH_DEADLINE_S):
+            await asyncio.wait([made, asyncio.create_task(going.wait())], return_when=asyncio.FIRST_COMPLETED)
+        go_on.set()
+        assert await made == [Outcome.CREATED]
+        assert await whats(kernel, second[then]) == []
+
     @pytest.mark.parametrize("slaac", [False, True])
     async def test_link_in_a_sandbox_believes_routers_only_if_it_shall(
         self, kernel: LinuxKernel, around: LinuxSurroundings, *, slaac: bool

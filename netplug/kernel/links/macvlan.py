@@ -20,6 +20,7 @@ from netplug.kernel.links.differences import (
     settings_differences,
 )
 from netplug.kernel.links.rollback import deleted_on_failure
+from netplug.kernel.links.veths import goes_with_its_pair
 from netplug.kernel.netlink import rtnl
 from netplug.kernel.netlink.connection import (
     NEW,
@@ -54,6 +55,8 @@ def ensure_macvlan(nl: Netlink, step: Macvlan, sandbox: Sandbox) -> Outcome:
     try:
         nl.request(RTM_NEWLINK, _message(step, parent.index, fd), NEW)
     except NetlinkError as error:
+        if error.errno == errno.EEXIST and fd and goes_with_its_pair(nl, rtnl.link(inside, step.ifname or step.name)):
+            raise LinkBusyError from error
         raise _refusal(step, error) from error
     name = step.ifname or step.name
     with deleted_on_failure(inside, step, name):

@@ -146,7 +146,7 @@ def _existing_veth(nl: Netlink, step: Veth, master: int, inside: Netlink, sandbo
     if found is None:
         refuse_renamed(nl, step.name)
         other = rtnl.link(inside, step.peer)
-        if other and other.is_ours(step.peer) and not step.netns:
+        if goes_with_its_pair(nl, other) or (other and other.is_ours(step.peer) and not step.netns):
             raise LinkBusyError
         raise StepError("exists", step, f"link {step.peer!r}, wanted for the sandbox side of {step.name!r}, exists")
     if not found.is_ours(step.name):
@@ -172,6 +172,19 @@ def _existing_veth(nl: Netlink, step: Veth, master: int, inside: Netlink, sandbo
         # The other end had no carrier: its kernel forgot its neighbours, and asked for them in vain.
         neighbours.forget_unanswered(inside, peer.index)
     return Outcome.ADJUSTED if inner else outcome
+
+
+def goes_with_its_pair(nl: Netlink, inside: Link | None) -> bool:
+    """Tell whether a link in a sandbox is gone, or the end of a pair of ours whose host side is being deleted.
+
+    A container that leaves a network and joins another one at once gets a link of the same name.
+    """
+    if inside is None:
+        return True
+    if inside.kind != "veth" or not inside.marked:
+        return False
+    host_side = rtnl.link_at(nl, inside.peer)
+    return host_side is None or host_side.being_deleted
 
 
 def _moved(step: Veth, sandbox: Sandbox) -> tuple[Netlink, Link] | None:

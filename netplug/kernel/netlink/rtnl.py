@@ -200,6 +200,16 @@ def link(nl: Netlink, name: str) -> Link | None:
         raise
 
 
+def link_at(nl: Netlink, index: int) -> Link | None:
+    """Return the link with this index, None if there is none."""
+    try:
+        return _link(nl.get(RTM_GETLINK, IFINFO.pack(0, 0, index, 0, 0) + _SKIP_STATS))
+    except NetlinkError as error:
+        if error.errno == 19:  # ENODEV
+            return None
+        raise
+
+
 def index(nl: Netlink, name: str) -> int | None:
     """Return the index of the link with this name or altname, None if there is none. Takes no rtnl mutex."""
     if len(name) >= IFNAMSIZ:
