@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator
 from contextlib import ExitStack
+from itertools import pairwise
 
 import pytest
 from harness import Namespace, wait_until
@@ -21,6 +22,10 @@ UPDATES = {
     "spoofchk": ("spoofchk=false", "spoofchk="),
 }
 """Each is changed on one host, and back on the other."""
+QUEUES = {"rate": {0, 2}}
+"""Changes that put a first queue on links, or take the last: meanwhile the kernel drops (sch_generic.c, noop_qdisc)."""
+DROPPED = 5
+"""Datagrams that may be dropped then, of one every 10 ms."""
 
 
 @pytest.fixture(scope="module")
@@ -61,20 +66,24 @@ def tunnel(member: Member) -> dict[str, object]:
     return found
 
 
-@pytest.mark.parametrize("changes", UPDATES.values(), ids=UPDATES)
-def test_no_packet_is_lost_while_a_network_is_updated(two: Cluster, changes: tuple[str, ...]) -> None:
+@pytest.mark.parametrize("name", UPDATES)
+def test_no_packet_is_lost_while_a_network_is_updated(two: Cluster, name: str) -> None:
     here, there = two.members
+    began: list[int] = []
     with two.network("blue") as net, two.station(here, net) as one, two.station(there, net) as other:
         was = inspected(here, net)
         with Stream(one, other, other.addresses[0]) as stream, Talk(one, other, other.addresses[0]):
             wait_until(lambda: stream.sent > 20, what="it flows")
-            for number, change in enumerate(changes):
+            for number, change in enumerate(UPDATES[name]):
+                began.append(stream.sent)
                 update(two.members[number % 2], net, "-o", change)
                 assert inspected(here, net) == inspected(there, net)
                 sent = stream.sent
                 wait_until(lambda sent=sent: stream.sent > sent + 20, what="it flows on")  # type: ignore[misc]
-        print(f"{changes[0]}: lost {len(stream.lost)} of {stream.sent}")
-        assert stream.lost == []
+        print(f"{name}: lost {len(stream.lost)} of {stream.sent}")
+        lost = [[it for it in stream.lost if at <= it < end] for at, end in pairwise([0, *began, stream.sent])]
+        assert [it for number, it in enumerate(lost, -1) if it and number not in QUEUES.get(name, ())] == []
+        assert all(len(it) <= DROPPED for it in lost), lost
         assert inspected(here, net)["options"] == was["options"]
         assert not here.netplug.drift()
         assert not there.netplug.drift()
