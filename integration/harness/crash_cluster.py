@@ -12,6 +12,7 @@ from netplug.cluster.recovery import SEEN
 from .cluster import Cluster, Member
 from .crash_scene import NO_DOCKER, Scene
 from .host import CommandError, Host
+from .netplugd import Netplug
 from .snapshot import Snapshot, snapshot
 from .wait import wait_until
 
@@ -66,15 +67,18 @@ class ClusterScene(Scene):
         return found
 
     def followed(self) -> None:
-        """Wait until the other host has the networks that this one has."""
-        try:
-            names = {it["name"] for it in self.netplug.client.get("networks")["networks"]}
-        except CliError as error:  # it died at work that goes on after its answer
-            self._died(error)
-            raise
+        """Wait until the other host has the networks that this one has, which may be building them still."""
+
+        def names(member: Netplug) -> set[str]:
+            return {it["name"] for it in member.client.get("networks")["networks"]}
 
         def same() -> bool:
-            return {it["name"] for it in self.there.netplug.client.get("networks")["networks"]} == names
+            try:
+                here = names(self.netplug)
+            except CliError as error:  # it died at work that goes on after its answer
+                self._died(error)
+                raise
+            return names(self.there.netplug) == here
 
         wait_until(same, _FOLLOWING_S, "the other host follows")
 
