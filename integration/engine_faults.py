@@ -38,6 +38,9 @@ STORY: tuple[tuple[str, ...], ...] = (
     ("network", "rm", "blue"),
 )
 
+_DOCKERS = "-A FORWARD -j DOCKER"
+_NO_POOL = "libnetwork.(*controller).reservePools"
+
 
 class Scene:
     """A host with dockerd and a netplug that can break."""
@@ -54,7 +57,10 @@ class Scene:
         self.before = self._snapshot()
 
     def _snapshot(self) -> dict[str, tuple[str, ...]]:
-        return snapshot(self.host, self.netplug)
+        """Take all; a dockerd that dies at work may leave its jumps to its own chains in another order."""
+        taken = snapshot(self.host, self.netplug)
+        rules = sorted(taken["iptables"], key=lambda it: it if _DOCKERS in it else "")
+        return taken | {"iptables": tuple(rules)}
 
     def tell(self, fault: Fault | None = None) -> list[str]:
         """Run all commands; what fails is said once more. Return what failed, with Docker's words."""
@@ -99,9 +105,23 @@ class Scene:
         if fault and fault.what is What.DOCKERD and self.netplug.happened and not self._revived:
             wait_until(lambda: not self.dockerd.running, what="dockerd dies")
             self._revived = True
-        for daemon in (self.netplug, self.dockerd):
-            if not daemon.running:
-                daemon.start()
+        if not self.netplug.running:
+            self.netplug.start()
+        if not self.dockerd.running:
+            self._start_docker()
+
+    def _start_docker(self) -> None:
+        """Start dockerd. If it cannot, since it died while it released a network's pools, delete its networks first.
+
+        Docker 20.10 keeps such a network without a pool, and then ends at each start with an index out of range.
+        """
+        try:
+            self.dockerd.start()
+        except RuntimeError:
+            if _NO_POOL not in self.dockerd.log.read_text():
+                raise
+            (self.host.dir / "docker/network/files/local-kv.db").unlink()
+            self.dockerd.start()
 
     def _starts(self) -> bool:
         """Whether containers start; not while dockerd's containerd is away."""
