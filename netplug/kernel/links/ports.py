@@ -5,7 +5,7 @@ from collections.abc import Collection
 from netplug.kernel.links.differences import Difference
 from netplug.kernel.netlink import rtnl
 from netplug.kernel.netlink.connection import attr
-from netplug.kernel.netlink.rtnl import IFF_LOWER_UP, IFF_RUNNING, Link
+from netplug.kernel.netlink.rtnl import CARRIES, Link
 
 _WORDS = {
     rtnl.IFLA_BRPORT_STATE: "state of the port is not forwarding",
@@ -14,7 +14,6 @@ _WORDS = {
     rtnl.IFLA_BRPORT_BCAST_FLOOD: "port flag bcast_flood is off",
     rtnl.IFLA_BRPORT_LOCKED: "port is locked",
 }
-_CARRIES = IFF_RUNNING | IFF_LOWER_UP
 
 
 def blocking_differences(found: Link, bridge: Link | None, *, without: Collection[int] = ()) -> list[Difference]:
@@ -23,7 +22,7 @@ def blocking_differences(found: Link, bridge: Link | None, *, without: Collectio
     The state is the kernel's where the port has no carrier, where its bridge is down, and where that runs the spanning
     tree protocol.
     """
-    settled = bridge is not None and bridge.up and not bridge.stp and found.flags & _CARRIES == _CARRIES
+    settled = bridge is not None and bridge.up and not bridge.stp and found.flags & CARRIES == CARRIES
     return [
         Difference(_WORDS[kind], attr(kind, rtnl.PASSING[kind]), port=True)
         for kind in found.blocks

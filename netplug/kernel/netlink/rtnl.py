@@ -33,6 +33,8 @@ AF_INET = 2
 AF_INET6 = 10
 AF_BRIDGE = 7
 IFF_UP, IFF_RUNNING, IFF_NOARP, IFF_LOWER_UP = 1, 0x40, 0x80, 1 << 16
+CARRIES = IFF_RUNNING | IFF_LOWER_UP
+"""Each may be set on a new link before frames can be sent, so both are required."""
 
 IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_LINK, IFLA_MASTER = 1, 3, 4, 5, 10
 IFLA_LINKINFO, IFLA_AF_SPEC, IFLA_GROUP, IFLA_NET_NS_FD, IFLA_EXT_MASK = 18, 26, 27, 28, 29
@@ -192,18 +194,17 @@ class LinkRoute:
 def link(nl: Netlink, name: str) -> Link | None:
     """Return the link with this name or altname, None if there is none."""
     key = IFLA_IFNAME if len(name) < IFNAMSIZ else IFLA_ALT_IFNAME
-    try:
-        return _link(nl.get(RTM_GETLINK, IFINFO.pack(0, 0, 0, 0, 0) + text(key, name) + _SKIP_STATS))
-    except NetlinkError as error:
-        if error.errno == 19:  # ENODEV
-            return None
-        raise
+    return _asked_for(nl, IFINFO.pack(0, 0, 0, 0, 0) + text(key, name))
 
 
 def link_at(nl: Netlink, index: int) -> Link | None:
     """Return the link with this index, None if there is none."""
+    return _asked_for(nl, IFINFO.pack(0, 0, index, 0, 0))
+
+
+def _asked_for(nl: Netlink, query: bytes) -> Link | None:
     try:
-        return _link(nl.get(RTM_GETLINK, IFINFO.pack(0, 0, index, 0, 0) + _SKIP_STATS))
+        return _link(nl.get(RTM_GETLINK, query + _SKIP_STATS))
     except NetlinkError as error:
         if error.errno == 19:  # ENODEV
             return None

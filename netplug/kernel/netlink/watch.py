@@ -24,9 +24,10 @@ from dataclasses import dataclass
 from netplug.drivers.naming import MARK, PORTS, TUNNEL_ENDS
 from netplug.kernel.host.socket_filters import attach
 from netplug.kernel.links.forwarding_entries import DELNEIGH, NEWNEIGH
+from netplug.kernel.netlink import rtnl
 from netplug.kernel.netlink.connection import attrs, messages, select_attrs, string, walk
 from netplug.kernel.netlink.link_filter import DELROUTE, NEWLINK, NEWNETCONF, chatter_filter, lost_routes_filter
-from netplug.kernel.netlink.rtnl import IFLA_BRPORT_STATE, Link
+from netplug.kernel.netlink.rtnl import CARRIES, IFF_NOARP, IFF_UP, Link
 from netplug.tasks.signal import Signal
 
 DELLINK, _RTM_NEWADDR, _RTM_DELADDR = 17, 20, 21
@@ -44,23 +45,28 @@ _TABLES, _TABLE_AT = b"netplug", 8
 _SOL_NETLINK, _NETLINK_ADD_MEMBERSHIP = 270, 1
 _IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_PROTINFO, _IFLA_PROP_LIST, _IFLA_ALT_IFNAME = 1, 3, 4, 12, 52, 53
 _NETCONFA_FORWARDING = 2
-_IFF_UP, _IFF_NOARP = 1, 0x80
 _NEW_LINK = 0xFFFFFFFF
 """What has changed of a link that is new: all flags."""
 _HAIRPIN, _ISOLATED, _PINNED, _FORWARDS, _LOCKED, *_FLOODS = (
     struct.pack("=HHB", 5, kind, value)
-    for kind, value in ((4, 1), (33, 1), (8, 0), (1, 3), (39, 1), (9, 1), (27, 1), (30, 1))
+    for kind, value in (
+        (rtnl.IFLA_BRPORT_MODE, 1),
+        (rtnl.IFLA_BRPORT_ISOLATED, 1),
+        (rtnl.IFLA_BRPORT_LEARNING, 0),
+        (rtnl.IFLA_BRPORT_STATE, 3),
+        (rtnl.IFLA_BRPORT_LOCKED, 1),
+        (rtnl.IFLA_BRPORT_UNICAST_FLOOD, 1),
+        (rtnl.IFLA_BRPORT_MCAST_FLOOD, 1),
+        (rtnl.IFLA_BRPORT_BCAST_FLOOD, 1),
+    )
 )
-"""IFLA_BRPORT_MODE, _ISOLATED, _LEARNING, _STATE, _LOCKED, _UNICAST_FLOOD, _MCAST_FLOOD and _BCAST_FLOOD, as they are
-for a port in hairpin mode, isolated, that learns no MACs, in state forwarding, locked, and to which is flooded.
+"""Attributes of a port in hairpin mode, isolated, that learns no MACs, in state forwarding, locked, and flooded to.
 
 They are searched, not parsed: a port has forty attributes, and that would take three times as long.
 """
 _OF_LINKS = frozenset({_IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_PROP_LIST})
 _OF_PORTS = frozenset({_IFLA_IFNAME, _IFLA_PROTINFO})
 _AF_UNSPEC, _AF_BRIDGE = 0, 7
-_CARRIES = 0x40 | 1 << 16
-"""IFF_RUNNING and IFF_LOWER_UP. Each may be set on a new link before frames can be sent, so both are required."""
 _SCOPE_LINK = 253
 """Addresses of this scope and above are not reachable from other hosts (linux/rtnetlink.h, rt_scope_t)."""
 _BUFFER = 1 << 16
@@ -82,7 +88,7 @@ class PortFlags:
     @classmethod
     def of(cls, port: Link) -> "PortFlags":
         """Return the flags of a port, as the kernel lists it."""
-        return cls(port.hairpin, port.isolated, not port.learning, IFLA_BRPORT_STATE not in port.blocks, port.up)
+        return cls(port.hairpin, port.isolated, not port.learning, rtnl.IFLA_BRPORT_STATE not in port.blocks, port.up)
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,13 +196,13 @@ class ForeignChanges:
         found = select_attrs(body, 16, _OF_LINKS)
         name, index = string(found.get(_IFLA_IFNAME)), int.from_bytes(body[4:8], sys.byteorder)
         flags, change = struct.unpack_from("=II", body, 8)
-        if kind == NEWLINK and flags & _CARRIES == _CARRIES:
+        if kind == NEWLINK and flags & CARRIES == CARRIES:
             self._on_carrier(name)
         if kind == DELLINK:
             self._ports.pop(index, None)
             if self._wanted(name):
                 self.event.set()
-        elif change != _NEW_LINK and change & (flags ^ _IFF_UP) & (_IFF_UP | _IFF_NOARP) and self._wanted(name):
+        elif change != _NEW_LINK and change & (flags ^ IFF_UP) & (IFF_UP | IFF_NOARP) and self._wanted(name):
             self.event.set()  # it is down, or asks for no MACs
         if body[0] == _AF_UNSPEC and _IFLA_MTU in found:
             mtu = int.from_bytes(found[_IFLA_MTU], sys.byteorder)
@@ -231,8 +237,8 @@ class ForeignChanges:
         of_link = int.from_bytes(body[8:12], sys.byteorder)
         # Without a carrier a port is disabled. A tunnel's end is flooded to by option `bum` alone.
         floods = name.startswith(TUNNEL_ENDS) or all(it in flags for it in _FLOODS)
-        passes = floods and (_FORWARDS in flags or of_link & _CARRIES != _CARRIES) and _LOCKED not in flags
-        now = PortFlags(_HAIRPIN in flags, _ISOLATED in flags, _PINNED in flags, passes, bool(of_link & _IFF_UP))
+        passes = floods and (_FORWARDS in flags or of_link & CARRIES != CARRIES) and _LOCKED not in flags
+        now = PortFlags(_HAIRPIN in flags, _ISOLATED in flags, _PINNED in flags, passes, bool(of_link & IFF_UP))
         before, self._ports[index] = self._ports.get(index, now), now
         hairpin = before.hairpin and not now.hairpin and self._wants_hairpin(name)
         narrower = (before.isolated and not now.isolated) or (before.pinned and not now.pinned)
