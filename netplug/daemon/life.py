@@ -245,7 +245,9 @@ def run(settings: Settings, read: Callable[[], Settings] = load) -> None:
     """
     os.umask(0o077)  # as the unit has it: what is for others says so
     logging.configure(settings.log_format, settings.log_level, lasting=True)
-    faulthandler.enable()  # a daemon that hangs gets SIGABRT from systemd, and its stacks are in the log
+    # A daemon that hangs gets SIGABRT from systemd, and the stack of its loop is in the log. Not those of all threads:
+    # Python prints the main thread last, after at most 99 others, and may die of reading the frames of one that runs.
+    faulthandler.enable(all_threads=False)
     kept, inherited = DescriptorStore.of_service(os.environ), inherited_sockets()
     try:
         asyncio.run(_run(settings, read, kept, inherited))
