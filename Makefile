@@ -11,7 +11,7 @@ TESTS := integration
 # Number of integration test files that run in parallel: each has hosts of its own, and mostly waits for engines.
 WORKERS := $(if $(filter integration,$(TESTS)),2,0)
 
-.PHONY: help setup check lowest fmt docs changelog test integration crash torn demo lab deb deb-lock deb-test engines soak plugin plugin-test fuzz hostile bench clean
+.PHONY: help setup check lowest fmt docs changelog test integration crash torn minority demo lab deb deb-lock deb-test engines soak plugin plugin-test fuzz hostile bench clean
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 
@@ -59,6 +59,9 @@ crash: setup ## kill netplug after every step of all that it does, and count wha
 torn: setup ## open torn copies of the database, and boot hosts that lost power (as root); COPIES=1000 CUTS=30
 	@NETPLUG_TORN_COPIES=$(or $(COPIES),1000) $(PYTEST) -s --timeout 3600 tests/test_store_torn.py
 	@NETPLUG_POWER_CUTS=$(or $(CUTS),30) $(PYTEST) -s integration/test_store_damage.py -k lost_power
+
+minority: setup ## cut one of three hosts off with its member of etcd, and see what works meanwhile (as root); MINUTES=60
+	@NETPLUG_MINORITY_MINUTES=$(or $(MINUTES),60) $(PYTEST) -s integration/test_minority.py $(ARGS)
 
 demo: setup ## show the main functions on a real dockerd, step by step; leaves no trace (as root)
 	@.venv/bin/python integration/demo.py

@@ -8,7 +8,7 @@ import json
 import signal
 import subprocess
 from base64 import b64decode
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from shutil import which
@@ -31,30 +31,46 @@ _ROOT = "/netplug/v1/default/"
 
 
 class Etcd:
-    """The store of a cluster, on a host."""
+    """The store of a cluster, on a host; or one member of such a store, which then waits for `launch`.
 
-    def __init__(self, host: Host, address: str) -> None:
+    `others`: names and peer URLs of all members, this one's too.
+    """
+
+    def __init__(self, host: Host, address: str, others: Mapping[str, str] | None = None) -> None:
         self.host = host
         self.url = f"etcd://{address}:{CLIENT_PORT}"
         self.flags: tuple[str, ...] = ()
         self._lives = 0
-        self._member = ("--name", "m", "--initial-advertise-peer-urls", PEER_URL, "--initial-cluster", f"m={PEER_URL}")
-        self.start()
+        name, members = (host.name, others) if others else ("m", {"m": PEER_URL})
+        initial = ",".join(f"{name}={url}" for name, url in members.items())
+        self._member = ("--name", name, "--initial-advertise-peer-urls", members[name], "--initial-cluster", initial)
+        self._peer_url = members[name]
+        if not others:
+            self.start()
 
     @property
     def _data(self) -> Path:
         return self.host.dir / f"etcd-{self._lives}"
 
     def start(self, *, emptied: bool = False) -> None:
-        """Start it with the data that it had, or without any."""
-        self._lives += emptied or not self._lives
+        """Start it with the data that it had, or without any, and wait until it serves."""
+        self._lives += emptied
+        self.launch()
+        self.wait()
+
+    def wait(self) -> None:
+        """Wait until it serves, which a member does with most of the others."""
+        wait_until(self._healthy, START_S, "etcd")
+
+    def launch(self) -> None:
+        """Start it with the data that it had."""
+        self._lives = self._lives or 1
         command = [
             *("etcd", "--data-dir", str(self._data), "--unsafe-no-fsync", *self._member, *self.flags),
             *("--listen-client-urls", f"http://0.0.0.0:{CLIENT_PORT}"),
-            *("--advertise-client-urls", f"http://127.0.0.1:{CLIENT_PORT}", "--listen-peer-urls", PEER_URL),
+            *("--advertise-client-urls", f"http://127.0.0.1:{CLIENT_PORT}", "--listen-peer-urls", self._peer_url),
         ]
         self.process: Process = self.host.popen(command, log="etcd.log")
-        wait_until(self._healthy, START_S, "etcd")
 
     def _healthy(self) -> bool:
         assert self.process.alive, "etcd ended"
@@ -188,15 +204,34 @@ class Cluster:
         """Add a host with a daemon."""
         return self.join(*self.prepare(), *args, env=env)
 
+    def add_with_etcd(self, count: int) -> list[Etcd]:
+        """Add hosts with a daemon and a member of etcd each; none is on the router then. Return the members."""
+        places = [self._cabled() for _ in range(count)]
+        peers = {host.name: f"http://{wire.left}:{PEER_PORT}" for host, wire in places}
+        members = [Etcd(host, wire.left, peers) for host, wire in places]
+        for it in members:
+            it.launch()
+        for it in members:
+            it.wait()
+        store = "etcd://" + ",".join(it.url.removeprefix("etcd://") for it in members)
+        self._etcd = members[0]
+        for host, wire in places:
+            self.join(host, wire, "--store", store)
+        return members
+
     def prepare(self) -> tuple[Host, Wire]:
-        """Add a host without a daemon, and its cable."""
+        """Add a host without a daemon, and its cable. The first has etcd started on the router."""
+        host, wire = self._cabled()
+        if self._etcd is None:
+            self._etcd = Etcd(self.router, wire.right)
+        return host, wire
+
+    def _cabled(self) -> tuple[Host, Wire]:
         self._hosts += 1
         number = self._hosts
         host = self._stack.enter_context(Host(f"member{number}"))
         _forward(host)  # which our daemon turns on and leaves on
         wire = connect(host, self.router, f"198.51.{number}.0/24", f"fd00:51:{number}::/64")
-        if self._etcd is None:
-            self._etcd = Etcd(self.router, wire.right)
         return host, wire
 
     def join(self, host: Host, wire: Wire, *args: str, env: dict[str, str] | None = None) -> Member:
