@@ -120,7 +120,12 @@ class Engine:
             self.registry, self.base_plan, self.implicit_networks, kernel, self.executor, allocator, drivers
         )
         self.garbage_collection = GarbageCollection(
-            self.registry, self.networks, self.endpoints, kernel.sandboxes, self.services.runtimes
+            self.registry,
+            self.networks,
+            self.implicit_networks,
+            self.endpoints,
+            kernel.sandboxes,
+            self.services.runtimes,
         )
         self.pools = Pools(
             self.registry, allocator, self.base_plan, self.conflict_detection, self.networks, self.endpoints, drivers

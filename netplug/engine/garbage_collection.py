@@ -13,6 +13,7 @@ import structlog
 from netplug.drivers.naming import short
 from netplug.engine.endpoints import Endpoints
 from netplug.engine.host_services import Runtimes
+from netplug.engine.implicit_networks import ImplicitNetworks
 from netplug.engine.networks import Networks
 from netplug.engine.records import EndpointRecord, FrontEnd, NetworkRecord
 from netplug.engine.registry import Registry
@@ -42,16 +43,25 @@ class GarbageCollection:
     """
 
     def __init__(
-        self, registry: Registry, networks: Networks, endpoints: Endpoints, sandboxes: Sandboxes, runtimes: Runtimes
+        self,
+        registry: Registry,
+        networks: Networks,
+        implicit_networks: ImplicitNetworks,
+        endpoints: Endpoints,
+        sandboxes: Sandboxes,
+        runtimes: Runtimes,
     ) -> None:
         self._registry = registry
+        self._implicit_networks = implicit_networks
         self._networks = networks
         self._endpoints = endpoints
         self._sandboxes = sandboxes
         self._runtimes = runtimes
 
     async def collect(self, record: NetworkRecord, valid: Collection[tuple[str, str]], runtime: str) -> Collected:
-        """Free what is garbage; the network too, if a configuration made it and nothing is in it any more.
+        """Free what is garbage; the network too, if a configuration made it and nobody is in it, or just joins it.
+
+        The caller lets nobody join the network meanwhile (`ImplicitNetworks.one_at_a_time`).
 
         `valid`: (container, interface) of the attachments that stay. `runtime`: the one that asks, see `Caller`.
         """
@@ -65,7 +75,8 @@ class GarbageCollection:
                 await _noting(self._endpoints.delete(ident, built.endpoint.id), failures)
             else:
                 kept.add(attached)
-        if record.front_end is FrontEnd.CNI and not self._registry.endpoints(ident):
+        used = self._registry.endpoints(ident) or self._implicit_networks.is_joined(record.network.name)
+        if record.front_end is FrontEnd.CNI and not used:
             await _noting(self._networks.delete(ident, by=FrontEnd.CNI), failures)
         return Collected(frozenset(kept), tuple(failures))
 

@@ -12,12 +12,14 @@ from netplug.engine.registry import Registry
 from netplug.errors import NetplugError
 from netplug.ipam.allocator import Allocator
 from netplug.tasks.locks import Locks
+from netplug.tasks.uncancellable import uncancellable
 
 
 class ImplicitNetworks:
     """Finds networks by name, and makes those that do not exist.
 
-    Of several calls that name a network at once, one makes it. A call that fails leaves no network behind.
+    Of several calls that name a network at once, one makes it, and all join it. If all of them fail, the last one
+    deletes it, so that a call that fails leaves no network behind, and takes none from the others.
     """
 
     def __init__(self, registry: Registry, networks: Networks, allocator: Allocator, drivers: Drivers) -> None:
@@ -27,6 +29,8 @@ class ImplicitNetworks:
         self._allocator = allocator
         self._making = Locks()
         self._joining = Counter[str]()
+        self._unused: set[str] = set()
+        """Ids of networks that were made for calls of which none has succeeded yet."""
 
     def find(self, name: str) -> NetworkRecord | None:
         """Return the network of this very name."""
@@ -44,19 +48,32 @@ class ImplicitNetworks:
             record = self.find(spec.name)
             if record is not None:
                 record = await self._agreeing(record, spec)
-            made = record is None
             if record is None:
                 record = await self._networks.create(spec)
+                self._unused.add(record.network.id)
             self._joining[spec.name] += 1
         try:
             yield record
         except BaseException:
-            if made:
-                with suppress(NetplugError):  # another call may have come to use it
-                    await self._networks.delete(record.network.id, by=spec.front_end)
+            await self._leave(spec, record)
             raise
-        finally:
+        self._joining -= Counter([spec.name])
+        self._unused.discard(record.network.id)
+
+    @uncancellable
+    async def _leave(self, spec: NetworkSpec, record: NetworkRecord) -> None:
+        """End a call that has failed. The last one to join a network that was made for them deletes it."""
+        async with self.one_at_a_time(spec.name):
             self._joining -= Counter([spec.name])
+            if self._joining[spec.name] or record.network.id not in self._unused:
+                return
+            self._unused.discard(record.network.id)
+            with suppress(NetplugError):  # somebody else has come to use it
+                await self._networks.delete(record.network.id, by=spec.front_end)
+
+    def is_joined(self, name: str) -> bool:
+        """Tell whether a container is just joining the network of this name."""
+        return self._joining[name] > 0
 
     @asynccontextmanager
     async def unjoined(self, name: str) -> AsyncIterator[None]:
@@ -66,7 +83,7 @@ class ImplicitNetworks:
             NetplugError: "forbidden": a container is just joining it.
         """
         async with self.one_at_a_time(name):
-            if self._joining[name]:
+            if self.is_joined(name):
                 raise NetplugError("forbidden", "a container is just joining it")
             yield
 
@@ -84,6 +101,8 @@ class ImplicitNetworks:
             self.refuse_disagreement(record, spec)
         except NetworkDiffersError:
             if record.front_end is not spec.front_end or self._registry.endpoints(record.network.id):
+                raise
+            if self.is_joined(spec.name):
                 raise
             await self._networks.delete(record.network.id, by=spec.front_end)
             return None

@@ -67,7 +67,7 @@ class SupersededNetworks:
         if record is not None and not self._registry.endpoints(record.network.id):
             log.info("network.superseded", name=spec.name, reason="podman makes it anew")
             with suppress(NetplugError):  # somebody has come
-                await self._networks.delete(record.network.id, by=spec.front_end)
+                await self._delete(record, spec.front_end)
 
     async def make_room(self, spec: NetworkSpec) -> None:
         """Delete what stands in the way of a network that does not exist yet: no two networks of podman's overlap.
@@ -97,13 +97,18 @@ class SupersededNetworks:
 
     async def _clear_away(self, other: NetworkRecord, front_end: FrontEnd, obstacle: _Obstacle) -> None:
         net = other.network
-        if other.front_end is not front_end or self._registry.endpoints(net.id):
+        used = self._registry.endpoints(net.id) or self._implicit_networks.is_joined(net.name)
+        if other.front_end is not front_end or used:
             if obstacle.shareable:
                 return
             hint = f"choose another, or remove that network: {other.front_end.removal(net.name)}"
             raise NetplugError("exists", f"{obstacle.why} of network {net.name!r}", hint=hint)
         log.info("network.superseded", name=net.name, reason=obstacle.why)
-        await self._networks.delete(net.id, by=front_end)
+        await self._delete(other, front_end)
+
+    async def _delete(self, record: NetworkRecord, front_end: FrontEnd) -> None:
+        async with self._implicit_networks.unjoined(record.network.name):
+            await self._networks.delete(record.network.id, by=front_end)
 
     def _obstacle(self, other: NetworkRecord, wanted: NetworkSpec) -> _Obstacle | None:
         """Return what keeps a network from existing beside another one; None if nothing does."""

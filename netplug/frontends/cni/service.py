@@ -198,15 +198,16 @@ class CniService:
 
     async def _collect(self, request: Request, foreign: Delegate | None) -> None:
         garbage = Garbage(request)
-        if record := self._networks.find(request.network):
-            await garbage.collect(self._engine, record)
+        async with self._networks.one_at_a_time(request.network):
+            if record := self._networks.find(request.network):
+                await garbage.collect(self._engine, record)
         if foreign is not None:
             await garbage.gathering(foreign.run_if_it_can("GC", garbage.left()))
         garbage.refuse()
 
     async def _status(self, request: Request, foreign: Delegate | None) -> None:
         await refuse_unready(
-            self._engine, self._networks.find(request.network), translate(request, self._engine.drivers).network
+            self._engine, self._networks.find(request.network), translate(request, self._engine.drivers)
         )
         if foreign is not None:
             await foreign.run_if_it_can("STATUS")
