@@ -170,3 +170,51 @@ async def test_status_mends_what_others_displaced_before_it_answers(plugin: Plug
     assert await plugin("STATUS", **SUBNET) == {}
     await plugin("DEL")
     await plugin("GC", **valid())
+
+
+async def test_check_is_about_the_namespace_that_it_names(plugin: Plugin) -> None:
+    """A runtime that has made the namespace anew, without an ADD, has to be told that nothing is there."""
+    made = await plugin("ADD", **SUBNET)
+    other = await plugin("CHECK", netns="/run/netns/other", **SUBNET, prevResult=made)
+    assert (other["code"], NETNS in other["msg"]) == (104, True)
+    plugin.host.kernel.vanish("/run/netns/other")
+    assert (await plugin("CHECK", netns="/run/netns/other", **SUBNET, prevResult=made))["code"] == 104
+    nothing = await plugin("CHECK", **SUBNET, prevResult=made | {"interfaces": made["interfaces"][:2]})
+    assert (nothing["code"], "eth0" in nothing["msg"]) == (104, True)
+    assert await plugin("CHECK", **SUBNET, prevResult=made) == {}
+
+
+async def test_addresses_kept_by_name_are_room_for_an_add(plugin: Plugin) -> None:
+    sticky = SUBNET | {"sticky": "1h"}
+    for number in range(5):
+        labels = {"args": {"cni": {"labels": [{"key": "nerdctl/name", "value": f"web{number}"}]}}}
+        assert (await plugin("ADD", f"c{number}", f"/run/netns/{number}", **sticky, **labels))["ips"]
+        await plugin("DEL", f"c{number}", f"/run/netns/{number}")
+    pool = plugin.host.engine.allocator.usage(plugin.host.networks()[0].pools[0])
+    assert (pool.free, pool.kept) == (0, 5)
+    assert await plugin("STATUS", **sticky) == {}
+    assert (await plugin("ADD", **sticky))["ips"]
+
+
+async def test_each_set_of_ranges_needs_room(plugin: Plugin) -> None:
+    sets = [[{"subnet": "10.1.0.0/30"}], [{"subnet": "10.2.0.0/24"}]]
+    ipam = {"ipam": {"type": "netplug-ipam", "ranges": sets}}
+    assert len((await plugin("ADD", **ipam))["ips"]) == 2
+    assert (await plugin("ADD", "d", "/run/netns/d", **ipam))["code"] == 11
+    status = await plugin("STATUS", **ipam)
+    assert (status["code"], "10.1.0.0/30" in status["msg"]) == (50, True)
+    await plugin("DEL")
+    assert await plugin("STATUS", **ipam) == {}
+
+
+@pytest.mark.parametrize(
+    "item", [{}, {"containerID": "c"}, {"ifname": "eth0"}, {"containerID": None, "ifname": "eth0"}, {"containerID": 7}]
+)
+async def test_gc_frees_nothing_where_an_attachment_cannot_be_read(plugin: Plugin, item: dict[str, Any]) -> None:
+    await plugin("ADD", **SUBNET)
+    refused = await plugin("GC", **{"cni.dev/valid-attachments": [{"containerID": "d", "ifname": "eth0"}, item]})
+    assert (refused["code"], "is missing" in refused["msg"]) == (7, True)
+    assert (await plugin("GC", **{"cni.dev/valid-attachments": False}))["code"] == 7
+    assert [one.container for one in plugin.host.endpoints()] == ["c"]
+    assert await plugin("GC", **{"cni.dev/valid-attachments": [{"containerid": "c", "IfName": "eth0"}]}) == {}
+    assert [one.container for one in plugin.host.endpoints()] == ["c"]

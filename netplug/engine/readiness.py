@@ -1,11 +1,11 @@
 """Whether endpoints are as they were made, and whether a network could take another one."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 
 from netplug.drivers.api import Network
 from netplug.drivers.registry import Drivers
-from netplug.drivers.steps import Step
+from netplug.drivers.steps import IPNetwork, Step
 from netplug.engine.base_plan import BasePlan
 from netplug.engine.implicit_networks import ImplicitNetworks
 from netplug.engine.records import EndpointRecord, NetworkRecord, NetworkSpec
@@ -49,11 +49,17 @@ class Readiness:
         """Return all that is missing or different of an endpoint and its network, in words; empty when nothing is."""
         return _words(await self._kernel.drift((*network.plan, *built.present)))
 
-    async def refuse_unready(self, record: NetworkRecord | None, wanted: NetworkSpec) -> None:
+    async def refuse_unready(
+        self,
+        record: NetworkRecord | None,
+        wanted: NetworkSpec,
+        groups: Sequence[Collection[IPNetwork]] | None = None,
+    ) -> None:
         """Refuse if an endpoint could not be made in a network, or if those that are in it suffer.
 
         What can be repaired is: what others displaced a moment ago is no reason to send a runtime away. `record` None:
-        the network does not exist yet.
+        the network does not exist yet. `groups`: sets of subnets, of each of which an endpoint gets an address; None:
+        one of each IP version.
 
         Raises:
             NotReadyError: with the reason.
@@ -73,10 +79,18 @@ class Readiness:
         link = self._drivers.of(record.network).segment(record.network)
         if link and not any(one.name == link and one.up for one in seen.facts.links):
             raise NotReadyError(f"link {link!r} of network {name!r} is gone or down", damaged=True)
-        for family in record.network.families():
-            pools = [p for p, s in zip(record.pools, record.network.subnets, strict=True) if s.pool.version == family]
-            if all(self._allocator.usage(pool).free == 0 for pool in pools):
-                raise NotReadyError(f"no IPv{family} address is free in network {name!r}")
+        pools = {subnet.pool: pool for pool, subnet in zip(record.pools, record.network.subnets, strict=True)}
+        versions = ([it for it in pools if it.version == family] for family in record.network.families())
+        for group in versions if groups is None else groups:
+            if not any(self._has_room(pools[subnet]) for subnet in group if subnet in pools):
+                many = f" of {', '.join(map(str, group))}" if groups is not None and len(groups) > 1 else ""
+                version = next(iter(group)).version
+                raise NotReadyError(f"no IPv{version} address{many} is free in network {name!r}")
+
+    def _has_room(self, pool: str) -> bool:
+        """Tell whether a request for any address would get one: those that are kept by name are given away at last."""
+        usage = self._allocator.usage(pool)
+        return usage.free + usage.kept > 0
 
     def _plan(self, record: NetworkRecord) -> tuple[Step, ...]:
         return (*self._base_plan.plan, *record.plan)

@@ -1,5 +1,6 @@
 """GC: reads which attachments stay, has `engine.garbage_collection` free the rest, and joins the errors."""
 
+import json
 from collections.abc import Awaitable, Mapping
 from typing import Any
 
@@ -72,14 +73,23 @@ def valid_attachments(request: Request) -> frozenset[tuple[str, str]]:
     """Return (container, interface) of the attachments that stay. null is an empty list, as Go writes it.
 
     Raises:
-        CniError: they are missing. To read that as an empty list would delete all.
+        CniError: they are missing, or one of them is not named. To read that as an empty list would delete all.
     """
     given = {key.lower(): value for key, value in request.raw.items()}
     key = next((key for key in _ATTACHMENTS if key in given), "")
     if not key:
         words = f"{_ATTACHMENTS[0]} is missing: GC has to be told what is still attached"
         raise CniError(Code.CONFIG, words, "an empty list where nothing is")
-    found: Any = given[key] or []
+    found: Any = [] if given[key] is None else given[key]
     if not isinstance(found, list) or not all(isinstance(item, dict) for item in found):
         raise CniError(Code.CONFIG, f"{key} is not a list of objects")
-    return frozenset((str(item.get("containerID", "")), str(item.get("ifname", ""))) for item in found)
+    return frozenset((_named(key, item, "containerID"), _named(key, item, "ifname")) for item in found)
+
+
+def _named(key: str, item: Mapping[str, Any], what: str) -> str:
+    """Return a part of an attachment. Keys come in any case, as Go's decoder takes them."""
+    value = next((value for name, value in item.items() if name.lower() == what.lower()), None)
+    if not isinstance(value, str) or not value:
+        words = f"{key}: {what} is missing in {json.dumps(item, default=str)[:200]}"
+        raise CniError(Code.CONFIG, words, "nothing was freed: it may be one of the attachments that stay")
+    return value

@@ -70,7 +70,7 @@ class IpamPlugin:
 
     async def _status(self, request: Request) -> None:
         record = self._engine.implicit_networks.find(request.network)
-        await refuse_unready(self._engine, record, translate_ipam(request, self._engine.drivers).network)
+        await refuse_unready(self._engine, record, translate_ipam(request, self._engine.drivers))
 
 
 def _id(request: Request) -> str:

@@ -190,7 +190,7 @@ class CniService:
         if record is None or built is None:
             words = f"{request.ifname} of container {request.container} is not attached to network {request.network!r}"
             raise CniError(Code.NOT_FOUND, words)
-        await refuse_drift(self._engine, record, built, result.parse(before, request.version))
+        await refuse_drift(self._engine, request, record, built, result.parse(before, request.version))
         if foreign is not None:
             await foreign.run("CHECK")
 
