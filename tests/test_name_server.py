@@ -29,6 +29,7 @@ from netplug.drivers.steps import Resolver
 from netplug.engine.network_updates import NetworkChange
 from netplug.engine.records import Description, FrontEnd, NetworkSpec, SubnetSpec
 from netplug.insight.doctor import docker as doctor
+from netplug.kernel.fake.services import FakeSandboxes
 from netplug.names.dns_records import remote_entry, resolving, services
 from netplug.names.server import NameServer
 
@@ -654,6 +655,46 @@ async def test_networks_that_come_and_go_change_what_is_seen_at_once(host: Host,
     assert len((await asked(host, full)).data) == 1
     await host.engine.endpoints.leave(OTHER, NEXT)
     assert (await asked(host, full)).rcode == wire.NXDOMAIN
+
+
+async def slowly_intercepted(host: Host, monkeypatch: pytest.MonkeyPatch) -> tuple[asyncio.Event, asyncio.Event]:
+    """Join an endpoint. Return what is set once its sandbox is about to be intercepted, and what lets that go on."""
+    begun, go_on, intercept = asyncio.Event(), asyncio.Event(), FakeSandboxes.intercept
+
+    async def slow(self: FakeSandboxes, *args: Any) -> Any:
+        begun.set()
+        await go_on.wait()
+        return await intercept(self, *args)
+
+    monkeypatch.setattr(FakeSandboxes, "intercept", slow)
+    await joined(host, name="blue")
+    async with asyncio.timeout(DEADLINE_S):
+        await begun.wait()
+    return begun, go_on
+
+
+async def test_sandbox_that_docker_takes_back_while_it_is_intercepted_is_left(
+    host: Host, docker: SandboxResolvers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, go_on = await slowly_intercepted(host, monkeypatch)
+    await host.engine.endpoints.leave(NET, END)
+    go_on.set()
+    async with docker._lock:
+        assert not host.kernel.intercepted
+    assert not docker._open
+
+
+async def test_network_that_comes_while_a_sandbox_is_intercepted_is_seen(
+    host: Host, docker: SandboxResolvers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await host.cli_network("10.2.0.0/24", ident=OTHER, name="red")
+    await host.attach("c1", network=OTHER, name="db")
+    _, go_on = await slowly_intercepted(host, monkeypatch)
+    await host.docker_endpoint(NEXT, "10.2.0.9/24", network=OTHER)
+    await host.engine.endpoints.join(OTHER, NEXT, SANDBOX)
+    go_on.set()
+    await until(lambda: host.kernel.intercepted)
+    assert len((await asked(host, "db.red.netplug.internal")).data) == 1
 
 
 async def test_clean_stop_leaves_docker_alone(host: Host, docker: SandboxResolvers) -> None:

@@ -120,7 +120,11 @@ class SandboxResolvers:
                 self._wait(sandbox, exc)
                 return
             self._missing.pop(sandbox, None)
-            self._open[sandbox] = self._serve(sandbox, sandbox_id, interception, view)
+            now = self._view(sandbox)  # networks may have come and gone meanwhile, when there was nobody to tell
+            self._open[sandbox] = self._serve(sandbox, sandbox_id, interception, now or view)
+            if now is None:
+                await self._end(sandbox)
+                return
             log.debug("dns.intercepted", sandbox=sandbox)
 
     async def _end(self, sandbox: str) -> None:
