@@ -78,7 +78,7 @@ class Reconciler:
         await self._heal(look)
         self._tell_of_start(look)
         await self._engine.publishing.converge(*(it.network.id for it in self._engine.registry.networks()))
-        await self._engine.base_plan.trim(self._engine.registry.all_networks())
+        await self._engine.base_plan.trim(self._engine.registry.all_networks)
 
     def _tell_of_start(self, look: Look) -> None:
         """Tell what was repaired, in one event: after a restart of the machine that is nearly everything."""
@@ -212,18 +212,19 @@ class Reconciler:
         look = look.without(step for step in look.drifted if engine.drifts.contests.rests(step))
         await engine.journal.recover()
         await engine.endpoints.way_out.converge_all()
-        nets = engine.registry.all_networks()
+        present = engine.registry.all_networks
+        nets = present()
         needed = bool(nets or engine.base_plan.stays())
         wanted = engine.base_plan.wanted(nets)
         stale = needed and wanted != engine.base_plan.plan
         if needed and (stale or look.concerns(engine.base_plan.plan)):
-            await _tolerate("host", engine.base_plan.mend(nets, self._elements(wanted, look)))
+            await _tolerate("host", engine.base_plan.mend(present, self._elements(wanted, look)))
         if engine.base_plan.blocks_other_engine():
             log.warning("forwarding.unguarded", reason="another engine forwards between links of others")
-            await engine.base_plan.trim(nets)
+            await engine.base_plan.trim(present)
         await engine.convergence.all()
-        if engine.base_plan.has_idle_gate(nets):
-            await engine.base_plan.trim(nets)
+        if engine.base_plan.has_idle_gate(present):
+            await engine.base_plan.trim(present)
         for network in engine.registry.networks():
             await self._heal_network(network, look)
         await engine.publishing.regain()

@@ -226,6 +226,8 @@ class Host:
         # Flows are not objects: the fake remembers that they were asked for.
         assert {key for key in self.kernel._world.state if not key.startswith("flows/")} <= known
         assert bool(self.engine.base_plan.plan) <= bool(self.networks())
+        base = self.engine.base_plan
+        assert base.wanted(record.network for record in self.networks()) == base.plan
         self._check_leases()
         stored = {
             record.key for prefix in ("networks/", "endpoints/") for record in (await self.store.range(prefix))[0]

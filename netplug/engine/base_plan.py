@@ -27,6 +27,9 @@ from netplug.store.api import Delete, Put, Store, StoreError
 
 log = structlog.get_logger(__name__)
 
+Present = Callable[[], Iterable[Network]]
+"""Returns the networks that there are, and those that are being made. It is asked when its answer is acted on: who
+waits for another change of the shared plan may find other networks than there were before."""
 BASE = "meta/base"
 STORE = "meta/store_endpoints"
 ROUTE_S = 12e-6
@@ -147,9 +150,9 @@ class BasePlan:
         """Tell whether the plan drops packets of another engine that came later: then it has to be trimmed."""
         return routing.blocks_other_engine(self.plan, self.host)
 
-    def has_idle_gate(self, nets: Iterable[Network]) -> bool:
+    def has_idle_gate(self, present: Present) -> bool:
         """Tell whether the plan has a gate where others have no rules any more: then it has to be trimmed."""
-        needed = set(self._base(nets))
+        needed = set(self._base(present()))
         return any(isinstance(step, Gate) and step not in needed for step in self.plan)
 
     def stays(self) -> Plan:
@@ -165,12 +168,12 @@ class BasePlan:
             plan += self._drivers[mode].base(sorted(versions), self.host)
         return plan + self.more
 
-    async def ensure(self, nets: Iterable[Network]) -> None:
+    async def ensure(self, present: Present) -> None:
         """Apply all that these networks share, or nothing. Nothing is removed."""
         left: list[Step] = []
-        await self._bring_about(nets, partial(self._executor.apply, left=left), left)
+        await self._bring_about(present, partial(self._executor.apply, left=left), left)
 
-    async def mend(self, nets: Iterable[Network], elements: Iterable[Element] = ()) -> None:
+    async def mend(self, present: Present, elements: Iterable[Element] = ()) -> None:
         """Apply as much as possible of what these networks share.
 
         `elements`: those of tables that are made anew. They come with the tables, in one transaction, so that no packet
@@ -181,7 +184,7 @@ class BasePlan:
             first = Plan((*(step for step in wanted if isinstance(step, Table)), *elements))
             await self._executor.mend(first + wanted.without(step.key for step in first))
 
-        await self._bring_about(nets, all_at_once)
+        await self._bring_about(present, all_at_once)
 
     @asynccontextmanager
     async def still(self) -> AsyncIterator[None]:
@@ -214,17 +217,17 @@ class BasePlan:
         return not self._firewall.gates() <= ours.union(self.host.gates)
 
     async def _bring_about(
-        self, nets: Iterable[Network], how: Callable[[Plan], Awaitable[object]], left: Sequence[Step] | None = None
+        self, present: Present, how: Callable[[Plan], Awaitable[object]], left: Sequence[Step] | None = None
     ) -> None:
         """Apply what these networks share.
 
         Args:
-            nets: The networks.
+            present: The networks.
             how: Applies a plan.
             left: If `how` does all or nothing: it puts the steps here that it could not undo.
         """
         async with self._lock:
-            wanted = self.wanted(nets)
+            wanted = self.wanted(present())
             new = wanted.without(step.key for step in self.plan)
             with self._moving(new):
                 if wanted != self.plan:
@@ -245,7 +248,7 @@ class BasePlan:
         except StoreError as error:
             log.warning("trim.failed", errors=[str(error)])
 
-    async def trim(self, nets: Iterable[Network]) -> None:
+    async def trim(self, present: Present) -> None:
         """Revert what none of these networks needs; nothing as long as a network is quarantined.
 
         A failure does not fail the use case before it: it is logged, and the steps stay in the plan for the next time.
@@ -253,13 +256,23 @@ class BasePlan:
         if self._quarantine.networks():
             return
         async with self._lock:
-            surplus = self.plan.without(step.key for step in self._base(nets))
-            if not surplus:
-                return
-            if any(isinstance(step, Sysctl) and step.restore for step in surplus):
-                await self.read_host()
-                surplus = surplus.without(step.key for step in self.stays())
-            await self._revert(surplus)
+            try:
+                await self._revert(await self._surplus(present))
+            except (NetplugError, OSError) as error:
+                log.warning("trim.failed", errors=[str(error)])
+
+    async def _surplus(self, present: Present) -> Plan:
+        """Return what none of these networks needs. Whether others do is read only where it matters.
+
+        Raises:
+            NetplugError, OSError: the kernel does not tell.
+        """
+        surplus = self.plan.without(step.key for step in self._base(present()))
+        if any(isinstance(step, Sysctl) and step.restore for step in surplus):
+            await self.read_host()
+            # A network may have come meanwhile; its own `ensure` waits for this.
+            surplus = self.plan.without(step.key for step in (*self._base(present()), *self.stays()))
+        return surplus
 
     async def release(self, steps: Plan) -> None:
         """Revert steps of the plan that are not wanted any more, though a network may be quarantined.
@@ -271,6 +284,8 @@ class BasePlan:
             await self._revert(Plan(tuple(step for step in self.plan if step in set(steps) and step.key not in kept)))
 
     async def _revert(self, surplus: Plan) -> None:
+        if not surplus:
+            return
         with self._moving(surplus):
             left: set[str] = set()
             try:

@@ -84,7 +84,7 @@ class HostNames:
     async def _bring_about(self, wanted: HostNaming) -> None:
         self._base_plan.more = host_link.plan(wanted.way)
         try:
-            await self._base_plan.ensure(self._networks())
+            await self._base_plan.ensure(self._networks)
         except StepError as exc:
             if isinstance(exc.step, Resolver) and exc.kind == "unavailable":
                 raise _taken(exc, wanted.authority) from exc

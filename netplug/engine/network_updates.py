@@ -142,15 +142,19 @@ class NetworkUpdates:
         return Updated(now, changes, said)
 
     async def _bring_about(self, before: NetworkRecord, wanted: NetworkRecord) -> list[Change]:
-        others = [net for net in self._registry.all_networks() if net.id != wanted.network.id]
+        ident, present = wanted.network.id, self._registry.all_networks
+        self._registry.starting[ident] = wanted.network  # what it needs of the shared plan stays meanwhile
         try:
             if wanted.network.families() != before.network.families():
-                await self._base_plan.ensure([*others, wanted.network])
+                await self._base_plan.ensure(present)
             ports = self._publishing.preview(wanted)
-            return list(dict.fromkeys([*await self._convergence.change(wanted), *ports]))
+            changes = list(dict.fromkeys([*await self._convergence.change(wanted), *ports]))
         except BaseException:
-            await self._base_plan.trim([*others, before.network])
+            del self._registry.starting[ident]
+            await self._base_plan.trim(present)
             raise
+        del self._registry.starting[ident]
+        return changes
 
     async def _settle(self, before: NetworkRecord, wanted: NetworkRecord) -> None:
         """Bring about what follows beside the plans of this network. No lock is held."""
@@ -161,7 +165,7 @@ class NetworkUpdates:
             with tolerant(sandbox):
                 await self._way_out.converge(sandbox, ident)
         if wanted.network.families() != before.network.families():
-            await self._base_plan.trim(self._registry.all_networks())
+            await self._base_plan.trim(self._registry.all_networks)
 
     @asynccontextmanager
     async def _taken(

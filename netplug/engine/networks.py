@@ -143,7 +143,7 @@ class Networks:
                 record = await self._create(net, spec)
         finally:
             del self._registry.starting[ident]
-            await self._base_plan.trim(self._registry.all_networks())
+            await self._base_plan.trim(self._registry.all_networks)
         log.info("network.created", network=short(net.id), name=net.name, mode=net.options.mode)
         return record
 
@@ -170,7 +170,7 @@ class Networks:
         ) as taken:
             net = self._registry.starting[net.id] = replace(net, subnets=taken.subnets)
             driver.check(net, others, host)
-            await self._base_plan.ensure(self._registry.all_networks())
+            await self._base_plan.ensure(self._registry.all_networks)
             intent = Intent(f"network {net.name}", driver.create_network(net, host), (NETWORKS + net.id,))
             key, used = await self._journal.build(intent)
             record = NetworkRecord(
@@ -226,7 +226,7 @@ class Networks:
             self._registry.forget(record)
             await self._addressing.release_network(record, self._registry.networks())
         log.info("network.deleted", network=short(ident), name=record.network.name)
-        await self._base_plan.trim(self._registry.all_networks())
+        await self._base_plan.trim(self._registry.all_networks)
 
     def _removal(self, ident: str) -> str:
         """Return the command or commands that remove a network, by its id; empty while it is being created."""

@@ -98,7 +98,7 @@ class Readiness:
     async def _repair(self, record: NetworkRecord) -> None:
         """Repair a network and what it shares with others; what cannot be repaired is found by the next comparison."""
         with suppress(NetplugError, ExceptionGroup):
-            await self._base_plan.mend(self._registry.all_networks())
+            await self._base_plan.mend(self._registry.all_networks)
         async with self._registry.lock(record.network.id):
             if record in self._registry.networks():
                 with suppress(NetplugError, ExceptionGroup):

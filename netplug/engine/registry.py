@@ -32,10 +32,10 @@ class Registry:
 
     Memory and store never differ after a change. Reading needs no lock and never waits. One lock for each network.
 
-    `starting`: networks that are being created. `absent`: by name, why a network of the cluster is not on this host.
-    `watchers`: called at each change; a deleted network is one change, with its endpoints. `loading`: whether what they
-    are told of is being read from the store. `unanswered`: ids of records that were there at the start, until their
-    caller was heard of; see `LostAnswers`.
+    `starting`: networks that are being created, and changed ones as they are about to be. `absent`: by name, why a
+    network of the cluster is not on this host. `watchers`: called at each change; a deleted network is one change, with
+    its endpoints. `loading`: whether what they are told of is being read from the store. `unanswered`: ids of records
+    that were there at the start, until their caller was heard of; see `LostAnswers`.
     """
 
     def __init__(self, store: Store, quarantine: Quarantine, drivers: Drivers) -> None:

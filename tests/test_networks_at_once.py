@@ -1,0 +1,91 @@
+"""Networks that come, go and change while others do: what the networks of a host share is there for each of them."""
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import pytest
+import pytest_asyncio
+from engine_host import NET, OTHER, Host, external
+
+from netplug.drivers.steps import Sysctl
+from netplug.engine.network_updates import NetworkChange
+from netplug.engine.records import FrontEnd, SubnetSpec
+from netplug.errors import NetplugError
+
+pytestmark = pytest.mark.usefixtures("quiet")
+V6 = "fd00:4::/64"
+
+
+@pytest_asyncio.fixture
+async def host() -> AsyncIterator[Host]:
+    host = await Host.boot()
+    await host.see(gates=((4, "nft"), (6, "nft")))
+    yield host
+    await host.check()
+    await host.close()
+
+
+def first(host: Host, monkeypatch: pytest.MonkeyPatch, what: str, act: Callable[[], Awaitable[object]]) -> None:
+    """Let something else be done in the middle of a use case: before it begins what `Convergence` does, once."""
+    convergence, before = host.engine.convergence, getattr(host.engine.convergence, what)
+
+    async def interrupted(*args: Any) -> Any:
+        monkeypatch.setattr(convergence, what, before)
+        await act()
+        return await before(*args)
+
+    monkeypatch.setattr(convergence, what, interrupted)
+
+
+async def red(host: Host) -> object:
+    return await host.cli_network(V6, ident=OTHER, name="red")
+
+
+async def test_network_that_comes_during_a_comparison_keeps_what_it_needs(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await host.docker_network()
+    first(host, monkeypatch, "all", lambda: red(host))
+    await host.reconciler.repair()
+    await host.check()
+    assert len(host.networks()) == 2
+
+
+async def test_network_that_comes_during_a_refused_change_keeps_what_it_needs(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await host.docker_network()
+
+    async def come_and_fail() -> None:
+        await red(host)
+        raise NetplugError("unavailable", "refused")
+
+    first(host, monkeypatch, "change", come_and_fail)
+    with pytest.raises(NetplugError, match="refused"):
+        await host.engine.network_updates.update(NET, NetworkChange({"rate": "8mbit"}))
+    await host.check()
+
+
+async def test_what_a_change_needs_stays_while_another_network_goes(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await host.cli_network()
+    await host.docker_network(OTHER, "10.7.0.0/24")
+    first(host, monkeypatch, "change", lambda: host.engine.networks.delete(OTHER, by=FrontEnd.DOCKER))
+    await host.engine.network_updates.update(NET, NetworkChange(add=(SubnetSpec(external(V6).pool, v6=True),)))
+    await host.check()
+
+
+async def test_deletion_succeeds_though_the_host_cannot_be_read(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    await host.see(forwarding=())  # so that it is turned off with the last network, unless others need it
+    await host.docker_network()
+    assert any(isinstance(step, Sysctl) and step.restore for step in host.engine.base_plan.plan)
+
+    async def facts() -> None:
+        raise NetplugError("unavailable", "the kernel does not answer")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(host.kernel, "facts", facts)
+        await host.engine.networks.delete(NET, by=FrontEnd.DOCKER)
+    assert host.engine.base_plan.plan
+    await host.engine.base_plan.trim(host.engine.registry.all_networks)
