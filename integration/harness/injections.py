@@ -75,6 +75,14 @@ INJECTIONS: dict[str, Injection] = {
     "veth down": Injection("ip link set {port} down"),
     "port disabled": Injection("bridge link set dev {port} state 0"),
     "port locked, not flooded to": Injection("bridge link set dev {port} locked on flood off bcast_flood off"),
+    "ports isolated": Injection(
+        "for it in $(ls /sys/class/net/{bridge}/brif); do bridge link set dev $it isolated on; done"
+    ),
+    "port flags of others": Injection(
+        "bridge link set dev {port} neigh_suppress on; ip link set {port} type bridge_slave proxy_arp on"
+    ),
+    "MAC of a veth": Injection("ip link set {port} address 02:00:00:00:00:77"),
+    "spanning tree protocol": Injection("ip link set {bridge} type bridge stp_state 1"),
     "ARP of the bridge off": Injection("ip link set {bridge} arp off"),
     "forwarding off": Injection("sysctl -qw net.ipv4.ip_forward=0 net.ipv6.conf.all.forwarding=0"),
     "route_localnet off": Injection("sysctl -qw net.ipv4.conf.{bridge}.route_localnet=0"),

@@ -34,7 +34,8 @@ class Runner(Protocol):
     def run(self, argv: list[str], /) -> CompletedProcess[str]: ...
 
 
-_PORT_FLAGS = ("hairpin", "isolated", "learning", "flood", "mcast_flood", "bcast_flood", "neigh_suppress", "locked")
+_PORT_FLAGS = ("hairpin", "isolated", "learning", "neigh_suppress", "proxy_arp", "locked")
+_PORT_FLAGS += ("flood", "mcast_flood", "bcast_flood")
 
 
 def _port(link: dict[str, Any]) -> list[str]:
@@ -55,6 +56,7 @@ def _links(text: str) -> list[str]:
         parts += [f"{key} {link[key]}" for key in ("master", "address") if key in link]
         parts += [f"altname {name}" for name in link.get("altnames", ())]
         parts += ["NOARP"] if "NOARP" in link["flags"] and kind != "ifb" else []
+        parts += ["stp"] if link.get("linkinfo", {}).get("info_data", {}).get("stp_state") else []
         parts += _port(link)
         lines.append(" ".join(parts))
     return sorted(lines)

@@ -71,7 +71,9 @@ from netplug.kernel.links.reaper import Reaper
 from netplug.kernel.links.traffic import LinkTraffic
 from netplug.kernel.netlink.changes import KernelChanges
 from netplug.kernel.netlink.connection import NETLINK_NETFILTER, Netlink
-from netplug.kernel.netlink.watch import ForeignChanges, LinkState, PortFlags
+from netplug.kernel.netlink.link_state import LinkState
+from netplug.kernel.netlink.port_flags import PortFlags
+from netplug.kernel.netlink.watch import ForeignChanges
 from netplug.kernel.probes.api import PROBING
 from netplug.kernel.probes.prober import WorkerProbes
 from netplug.kernel.progress import Progress
@@ -206,7 +208,7 @@ class LinuxKernel:
             found = await kernel._reaper.sweep()
             ports = {it.index: PortFlags.of(it) for it in found if it.master}
             kernel._legacy.start()
-            kernel._foreign.open({it.index: LinkState(it.mtu, it.mac) for it in found}, ports)
+            kernel._foreign.open({it.index: LinkState.of(it) for it in found}, ports)
         except BaseException:
             await kernel.close()
             raise

@@ -15,7 +15,7 @@ from netplug.kernel.handlers import Handler, Handlers, Lane, S
 from netplug.kernel.links.bridges import LinkBusyError
 from netplug.kernel.links.reaper import Reaper
 from netplug.kernel.netlink.connection import Netlink
-from netplug.kernel.netlink.watch import LinkState
+from netplug.kernel.netlink.link_state import LinkState
 from netplug.kernel.netlink.worker import Worker
 from netplug.kernel.progress import Progress, naming
 from netplug.kernel.sandbox.netns import Sandboxes, run_here
@@ -161,7 +161,7 @@ class RequestLane:
     def note(self, step: Step) -> None:
         """Note how the link of a step is to be, if it has one: what others make of it is a foreign change."""
         if name := self._handler(step).link(step):
-            self.links[name] = LinkState(getattr(step, "mtu", 0), getattr(step, "mac", "").lower())
+            self.links[name] = LinkState.wanted(step)
             if isinstance(step, Veth):
                 self._on_mtus({step.mtu})
 

@@ -220,6 +220,7 @@ async def test_flags_that_others_take_from_a_bridge_port_are_told(kernel: LinuxK
     hairpin = Hairpin(port.name)
     await kernel.ensure((port, hairpin))
     run("ip", "link", "set", port.peer, "up")  # a port without a carrier is disabled
+    await comes_to_be(port.name, "forwarding")
     await expect_silence(kernel)
     floods = ("flood off", "mcast_flood off", "bcast_flood off")
     for flag in ("hairpin off", "isolated off", "learning on", "state 0", "state 1", "locked on", *floods):
@@ -233,6 +234,122 @@ async def test_flags_that_others_take_from_a_bridge_port_are_told(kernel: LinuxK
     await kernel.remove((hairpin,))
     await expect_silence(kernel)
     await kernel.remove((port,))
+    await expect_silence(kernel)
+
+
+async def comes_to_be(port: str, state: str, within_s: float = DEADLINE_S) -> None:
+    """Wait for the state of a port: the kernel looks at a new carrier a while later."""
+
+    def is_there() -> bool:
+        command = ("bridge", "link", "show", "dev", port)
+        return f"state {state} " in subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+    async with asyncio.timeout(within_s):
+        while not is_there():  # noqa: ASYNC110 - a state, not an event
+            await asyncio.sleep(0.01)
+
+
+@pytest.mark.parametrize("pinned", [False, True])
+async def test_flags_that_others_give_to_a_bridge_port_are_told(kernel: LinuxKernel, pinned: bool) -> None:
+    port = replace(VETH, name="nphport", peer="npsport", mac="02:00:00:00:01:08", pinned=pinned)
+    await kernel.ensure((port,))
+    run("ip", "link", "set", port.peer, "up")
+    await comes_to_be(port.name, "forwarding")
+    await expect_silence(kernel)
+    told = {
+        "isolated on": "port is isolated",
+        "hairpin on": "port flag hairpin is on",
+        "learning on" if pinned else "learning off": f"port {'learns' if pinned else 'does not learn'} MACs",
+        "neigh_suppress on": "port flag neigh_suppress is on",
+    }
+    for flag, what in told.items():
+        run("bridge", "link", "set", "dev", port.name, *flag.split())
+        await wait_for_word(kernel)
+        assert [it.what for it in await kernel.drift((port,))] == [what]
+        assert await kernel.ensure((port,)) == [Outcome.ADJUSTED]
+        assert await kernel.drift((port,)) == []
+        await expect_silence(kernel)
+    run("ip", "link", "set", port.name, "type", "bridge_slave", "proxy_arp", "on")
+    await wait_for_word(kernel)
+    assert [it.what for it in await kernel.drift((port,))] == ["port flag proxy_arp is on"]
+    await kernel.ensure((port,))
+    assert await kernel.drift((port,)) == []
+
+
+async def test_ports_that_we_change_are_passed_over(kernel: LinuxKernel) -> None:
+    """As by an update of a network, and by ports that are published and withdrawn."""
+    port, hairpin = replace(VETH, isolated=True, pinned=True), Hairpin(VETH.name)
+    for steps in ((port,), (VETH,), (port, hairpin), (VETH, hairpin)):
+        await kernel.ensure(steps)
+        await expect_silence(kernel)
+    await kernel.remove((hairpin,))
+    assert await kernel.drift((VETH,)) == []
+    await expect_silence(kernel)
+
+
+async def test_mac_that_others_give_to_a_bridge_port_is_told(kernel: LinuxKernel) -> None:
+    run("ip", "link", "set", VETH.name, "address", "02:00:00:00:00:77")
+    await wait_for_word(kernel)
+    assert [it.what for it in await kernel.drift(OURS)] == ["MAC is 02:00:00:00:00:77, not 02:00:00:00:01:01"]
+    await kernel.ensure(OURS)
+    assert await kernel.drift(OURS) == []
+    await expect_silence(kernel)
+
+
+@pytest.mark.parametrize(
+    ("setting", "what"),
+    [
+        ("type bridge stp_state 1", "runs the spanning tree protocol"),
+        ("type bridge no_linklocal_learn 0", "learns MACs from link-local frames"),
+        ("group 7", "group is 7, not 0"),
+    ],
+)
+async def test_bridge_that_others_set_otherwise_is_told(kernel: LinuxKernel, setting: str, what: str) -> None:
+    run("ip", "link", "set", BRIDGE.name, *setting.split())
+    await wait_for_word(kernel)
+    assert [it.what for it in await kernel.drift(OURS)] == [what]
+    await kernel.ensure(OURS)
+    assert await kernel.drift(OURS) == []
+    await expect_silence(kernel)
+    async with await LinuxKernel.open() as later:
+        assert await later.drift(OURS) == []
+        run("ip", "link", "set", BRIDGE.name, *setting.split())
+        await wait_for_word(later)
+
+
+async def test_ports_do_not_wait_once_the_spanning_tree_protocol_has_ended(kernel: LinuxKernel) -> None:
+    run("ip", "link", "set", BRIDGE.name, "type", "bridge", "stp_state", "1")
+    run("ip", "link", "set", VETH.peer, "up")
+    await comes_to_be(VETH.name, "listening")
+    await kernel.ensure((BRIDGE,))
+    await comes_to_be(VETH.name, "forwarding", within_s=5)  # by itself it would take 30 s
+
+
+async def test_tunnel_that_others_set_otherwise_is_told(kernel: LinuxKernel) -> None:
+    await kernel.ensure((VXLAN,))
+    await expect_silence(kernel)
+    kind = ("type", "vxlan", "id", str(VXLAN.vni))
+    for setting in (("local", "10.5.0.8"), ("learning",)):
+        run("ip", "link", "set", VXLAN.name, *kind, *setting)
+        await wait_for_word(kernel)
+        assert len(await kernel.drift((BRIDGE, VXLAN))) == 1
+        await kernel.ensure((VXLAN,))
+        assert await kernel.drift((BRIDGE, VXLAN)) == []
+        await expect_silence(kernel)
+    for flag in ("flood on", "neigh_suppress off", "isolated on", "learning on"):
+        run("bridge", "link", "set", "dev", VXLAN.name, *flag.split())
+        await wait_for_word(kernel)
+        assert len(await kernel.drift((BRIDGE, VXLAN))) == 1
+        await kernel.ensure((VXLAN,))
+        assert await kernel.drift((BRIDGE, VXLAN)) == []
+        await expect_silence(kernel)
+
+
+async def test_bridge_of_the_users_own_may_be_as_they_like(kernel: LinuxKernel) -> None:
+    run("ip", "link", "add", "br9", "type", "bridge")
+    await kernel.ensure((Bridge("br9", "02:00:00:00:00:09", 1500, adopt=True),))
+    run("ip", "link", "set", "br9", "type", "bridge", "stp_state", "1")
+    run("ip", "link", "set", "br9", "group", "7")
     await expect_silence(kernel)
 
 

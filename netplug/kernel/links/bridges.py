@@ -8,6 +8,7 @@ read is addressed by its altname, the mark: a link of the same name that is not 
 import errno
 import struct
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 
 from netplug.drivers.naming import MARK, SANDBOX_SIDES, mark
 from netplug.drivers.steps import Bridge, Hairpin, Ifb, Macvlan, Veth
@@ -36,9 +37,9 @@ from netplug.kernel.netlink.connection import (
     u8,
     u32,
 )
-from netplug.kernel.netlink.rtnl import IFF_NOARP, IFF_UP, IFINFO, Link, LinkAddress
+from netplug.kernel.netlink.rtnl import CARRIES, IFF_NOARP, IFF_UP, IFINFO, Link, LinkAddress
 
-_STATE_DISABLED = 0
+_STATE_DISABLED, _STATE_FORWARDING = 0, 3
 
 Sandbox = Callable[[str, str], tuple[int, Netlink]]
 """Returns the file descriptor and netlink socket of a sandbox, by path and identity. The function owns both."""
@@ -78,12 +79,27 @@ def ensure_bridge(nl: Netlink, step: Bridge) -> Outcome:
     if found.is_ours(step.name):
         if found.being_deleted:
             raise LinkBusyError
-        return adjust(nl, found, bridge_differences(step, found, rtnl.addresses(nl, found.index)), step)
+        outcome = adjust(nl, found, bridge_differences(step, found, rtnl.addresses(nl, found.index)), step)
+        if found.stp:
+            _let_forward(nl, found.index)
+        return outcome
     if step.adopt and found.kind == "bridge":
         return Outcome.USED
     if step.adopt:
         raise StepError("invalid", step, f"link {step.name!r} is not a bridge but {kind(found)}")
     raise StepError("exists", step, f"link {step.name!r} exists and is not ours", hint="remove or rename it")
+
+
+def _let_forward(nl: Netlink, bridge: int) -> None:
+    """Have all ports of a bridge forward that do not: the spanning tree protocol had them wait up to 30 s.
+
+    They would wait on when it has ended (net/bridge/br_stp_timer.c). `bridge`: index.
+    """
+    for port in rtnl.links(nl):
+        if port.master == bridge and port.flags & CARRIES == CARRIES and rtnl.IFLA_BRPORT_STATE in port.blocks:
+            state = port_info(u8(rtnl.IFLA_BRPORT_STATE, _STATE_FORWARDING))
+            with suppress(NetlinkError):  # it is gone, or has no carrier any more
+                nl.request(RTM_NEWLINK, IFINFO.pack(0, 0, port.index, 0, 0) + state)
 
 
 def rename(nl: Netlink, step: Bridge | Veth | Macvlan | Ifb | Vxlan, found: Link) -> None:

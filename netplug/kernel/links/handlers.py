@@ -106,7 +106,8 @@ class VethHandler(LinkHandler[Veth]):
 
     def make(self, step: Veth, sandboxes: Sandboxes) -> Outcome:
         """Apply the step."""
-        outcome = veths.ensure_veth(self.nl, step, sandboxes.get)
+        hairpin = step.name in self._requests.hairpins
+        outcome = veths.ensure_veth(self.nl, step, sandboxes.get, hairpin=hairpin)
         if step.netns and outcome is Outcome.CREATED:
             sandboxes.new_links.add((step.netns, step.peer))
         return outcome
@@ -128,6 +129,7 @@ class VethHandler(LinkHandler[Veth]):
         static_macs = survey.dump(_static_macs).get(found.index, ())
         differences = veths.veth_differences(step, found, master.index if master else 0, peer, static_macs)
         differences += ports.blocking_differences(found, master)
+        differences += ports.hairpin_differences(found, wanted=step.name in self._requests.hairpins)
         return _words(differences + veths.peer_differences(step, peer))
 
 

@@ -4,7 +4,7 @@ from collections.abc import Collection
 
 from netplug.kernel.links.differences import Difference
 from netplug.kernel.netlink import rtnl
-from netplug.kernel.netlink.connection import attr
+from netplug.kernel.netlink.connection import attr, u8
 from netplug.kernel.netlink.rtnl import CARRIES, Link
 
 _WORDS = {
@@ -13,6 +13,8 @@ _WORDS = {
     rtnl.IFLA_BRPORT_MCAST_FLOOD: "port flag mcast_flood is off",
     rtnl.IFLA_BRPORT_BCAST_FLOOD: "port flag bcast_flood is off",
     rtnl.IFLA_BRPORT_LOCKED: "port is locked",
+    rtnl.IFLA_BRPORT_PROXYARP: "port flag proxy_arp is on",
+    rtnl.IFLA_BRPORT_NEIGH_SUPPRESS: "port flag neigh_suppress is on",
 }
 
 
@@ -28,3 +30,13 @@ def blocking_differences(found: Link, bridge: Link | None, *, without: Collectio
         for kind in found.blocks
         if kind not in without and (settled or kind != rtnl.IFLA_BRPORT_STATE)
     ]
+
+
+def hairpin_differences(found: Link, *, wanted: bool) -> list[Difference]:
+    """Tell whether a port is in hairpin mode without cause: it gets back what it sends to all, and to groups.
+
+    That it is not in hairpin mode is a matter of step `Hairpin`.
+    """
+    if wanted or not found.hairpin:
+        return []
+    return [Difference("port flag hairpin is on", u8(rtnl.IFLA_BRPORT_MODE, 0), port=True)]

@@ -19,7 +19,7 @@ from netplug.kernel.links.differences import (
     sandbox_differences,
     settings_differences,
 )
-from netplug.kernel.links.ports import blocking_differences
+from netplug.kernel.links.ports import blocking_differences, hairpin_differences
 from netplug.kernel.links.rollback import deleted_on_failure, refuse_renamed
 from netplug.kernel.netlink import rtnl
 from netplug.kernel.netlink.connection import (
@@ -42,8 +42,10 @@ _ONE_QUEUE = u32(rtnl.IFLA_NUM_TX_QUEUES, 1) + u32(rtnl.IFLA_NUM_RX_QUEUES, 1)
 ``ethtool -L``, which takes a third of the time to create a pair."""
 
 
-def ensure_veth(nl: Netlink, step: Veth, sandbox: Sandbox) -> Outcome:
+def ensure_veth(nl: Netlink, step: Veth, sandbox: Sandbox, *, hairpin: bool = False) -> Outcome:
     """Create a veth pair, or repair ours. Its host side is up and a port of its master.
+
+    `hairpin`: whether that is to be in hairpin mode, which is not made here.
 
     Raises:
         LinkBusyError: a link of this name is being deleted; wait, then try again.
@@ -60,7 +62,7 @@ def ensure_veth(nl: Netlink, step: Veth, sandbox: Sandbox) -> Outcome:
             raise StepError("unavailable", step, words, hint="use a second network") from error
         if error.errno != errno.EEXIST:
             raise
-        return _existing_veth(nl, step, index, inside, sandbox)
+        return _existing_veth(nl, step, index, inside, sandbox, hairpin=hairpin)
     with deleted_on_failure(nl, step):
         _set_up(nl, step, inside)
     return Outcome.CREATED
@@ -141,7 +143,9 @@ def peer_of(step: Veth, found: Link, inside: Netlink | Mapping[str, Link]) -> Li
     return peer if step.netns or (found.peer == peer.index and found.peer_here) else None
 
 
-def _existing_veth(nl: Netlink, step: Veth, master: int, inside: Netlink, sandbox: Sandbox) -> Outcome:
+def _existing_veth(
+    nl: Netlink, step: Veth, master: int, inside: Netlink, sandbox: Sandbox, *, hairpin: bool
+) -> Outcome:
     found = rtnl.link(nl, step.name)
     if found is None:
         refuse_renamed(nl, step.name)
@@ -160,6 +164,7 @@ def _existing_veth(nl: Netlink, step: Veth, master: int, inside: Netlink, sandbo
     static_macs = neighbours.static_macs(nl, found.index) if found.master else ()
     bridge = rtnl.link(nl, step.master) if found.blocks else None
     differences = veth_differences(step, found, master, peer, static_macs) + blocking_differences(found, bridge)
+    differences += hairpin_differences(found, wanted=hairpin)
     inner = peer_differences(step, peer) or _new_mtu(step, found, peer)
     # First the end that would send larger packets than the other one accepts.
     inside_first = step.mtu < found.mtu

@@ -16,6 +16,7 @@ from netplug.kernel.links.ports import blocking_differences
 from netplug.kernel.links.rollback import deleted_on_failure, refuse_renamed
 from netplug.kernel.netlink import rtnl
 from netplug.kernel.netlink.connection import NEW, RTM_NEWLINK, Netlink, NetlinkError, attr, nest, text, u8, u32
+from netplug.kernel.netlink.port_flags import of_tunnel
 from netplug.kernel.netlink.rtnl import IFF_UP, IFINFO, Link
 
 _FLAG_NAMES = {
@@ -44,7 +45,7 @@ def ensure(nl: Netlink, step: Vxlan, group: int) -> Outcome:
         if error.errno != errno.EEXIST:
             raise _refusal(step, error) from error
         return _existing(nl, step, group)
-    flags = b"".join(u8(kind, value) for kind, value in _flags(step).items())
+    flags = b"".join(u8(kind, value) for kind, value in of_tunnel(step).items())
     with deleted_on_failure(nl, step):
         nl.request(*altname(step.name), NEW)
         # Before it is up, so that the kernel adds no address.
@@ -77,11 +78,11 @@ def differences(step: Vxlan, found: Link, master: Link | None) -> list[Differenc
     if not master or found.master != master.index:
         mend = u32(rtnl.IFLA_MASTER, master.index) if master else b""
         # A link that becomes a bridge port gets default flags.
-        mended = b"".join(u8(kind, value) for kind, value in _flags(step).items())
+        mended = b"".join(u8(kind, value) for kind, value in of_tunnel(step).items())
         found_differences.append(Difference(f"is not a port of {step.master!r}", mend))
         found_differences.append(Difference("flags of the port", mended, port=True))
         return found_differences
-    for kind, wanted in _flags(step).items():
+    for kind, wanted in of_tunnel(step).items():
         if info.flags.get(kind) != wanted:
             words = f"port flag {_FLAG_NAMES[kind]} is {'on' if info.flags.get(kind) else 'off'}"
             found_differences.append(Difference(words, u8(kind, wanted), port=True))
@@ -142,19 +143,6 @@ def _info(*data: bytes) -> bytes:
 
 def _local(step: Vxlan) -> bytes:
     return attr(rtnl.IFLA_VXLAN_LOCAL if step.local.version == 4 else rtnl.IFLA_VXLAN_LOCAL6, step.local.packed)
-
-
-def _flags(step: Vxlan) -> dict[int, int]:
-    """Return the flags of the bridge port (bridge(8)). ARP and neighbour discovery are always suppressed."""
-    flood = int(step.flood)
-    return {
-        rtnl.IFLA_BRPORT_LEARNING: 0,
-        rtnl.IFLA_BRPORT_UNICAST_FLOOD: flood,
-        rtnl.IFLA_BRPORT_MCAST_FLOOD: flood,
-        rtnl.IFLA_BRPORT_BCAST_FLOOD: flood,
-        rtnl.IFLA_BRPORT_NEIGH_SUPPRESS: 1,
-        rtnl.IFLA_BRPORT_ISOLATED: int(step.isolated),
-    }
 
 
 def _refusal(step: Vxlan, error: NetlinkError) -> StepError:

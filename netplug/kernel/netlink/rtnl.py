@@ -43,7 +43,7 @@ IFLA_LINK_NETNSID, IFLA_PROP_LIST, IFLA_ALT_IFNAME = 37, 52, 53
 IFLA_INFO_KIND, IFLA_INFO_DATA, IFLA_INFO_SLAVE_KIND, IFLA_INFO_SLAVE_DATA = 1, 2, 4, 5
 IFLA_BRPORT_STATE, IFLA_BRPORT_MODE, IFLA_BRPORT_ISOLATED = 1, 4, 33
 IFLA_BRPORT_LEARNING, IFLA_BRPORT_UNICAST_FLOOD, IFLA_BRPORT_MCAST_FLOOD = 8, 9, 27
-IFLA_BRPORT_BCAST_FLOOD, IFLA_BRPORT_NEIGH_SUPPRESS, IFLA_BRPORT_LOCKED = 30, 32, 39
+IFLA_BRPORT_BCAST_FLOOD, IFLA_BRPORT_NEIGH_SUPPRESS, IFLA_BRPORT_LOCKED, IFLA_BRPORT_PROXYARP = 30, 32, 39, 10
 IFLA_BR_STP_STATE, IFLA_BR_MULTI_BOOLOPT = 5, 46
 _LINK_ATTRS = frozenset(
     (
@@ -107,8 +107,10 @@ PASSING = {
     IFLA_BRPORT_MCAST_FLOOD: b"\x01",
     IFLA_BRPORT_BCAST_FLOOD: b"\x01",
     IFLA_BRPORT_LOCKED: b"\0",
+    IFLA_BRPORT_PROXYARP: b"\0",
+    IFLA_BRPORT_NEIGH_SUPPRESS: b"\0",
 }
-"""Attributes of a bridge port that passes all frames: BR_STATE_FORWARDING (linux/if_bridge.h), and flags."""
+"""Attributes of a bridge port that passes all frames: BR_STATE_FORWARDING (linux/if_bridge.h), and flags (br_flood)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -289,11 +291,11 @@ def _link(data: bytes) -> Link:
         isolated=port.get(IFLA_BRPORT_ISOLATED) == b"\x01",
         hairpin=port.get(IFLA_BRPORT_MODE) == b"\x01",
         macvlan_mode=_macvlan_mode(info) if info.get(IFLA_INFO_KIND) == b"macvlan\0" else "",
-        vxlan=_vxlan(info, port) if info.get(IFLA_INFO_KIND) == b"vxlan\0" else None,
+        vxlan=vxlan_info(info, port) if info.get(IFLA_INFO_KIND) == b"vxlan\0" else None,
         learning=port.get(IFLA_BRPORT_LEARNING) != b"\0",
         settings=_settings(found.get(IFLA_AF_SPEC, b"")),
         blocks=tuple(kind for kind, value in PASSING.items() if port.get(kind, value) != value) if port else (),
-        **_bridge(info) if info.get(IFLA_INFO_KIND) == b"bridge\0" else {},
+        **bridge_fields(info) if info.get(IFLA_INFO_KIND) == b"bridge\0" else {},
         flags=flags,
     )
 
@@ -315,15 +317,16 @@ def _written(family: int, values: bytes) -> Mapping[str, str]:
     return {f"{name_of}/{name}": str(_I32.unpack_from(values, 4 * place)[0]) for name, place in there.items()}
 
 
-def _bridge(info: dict[int, bytes]) -> dict[str, bool]:
-    """Return the fields of a bridge. Kernels before 5.0 do not have BR_BOOLOPT_NO_LL_LEARN."""
+def bridge_fields(info: dict[int, bytes]) -> dict[str, bool]:
+    """Return fields of a bridge, by its IFLA_LINKINFO. Kernels before 5.0 do not have BR_BOOLOPT_NO_LL_LEARN."""
     found = attrs(info.get(IFLA_INFO_DATA, b""))
     options = found.get(IFLA_BR_MULTI_BOOLOPT, b"")
     learns = len(options) >= 8 and not number(options) & NO_LL_LEARN
     return {"learns_from_reserved": learns, "stp": number(found.get(IFLA_BR_STP_STATE)) != 0}
 
 
-def _vxlan(info: dict[int, bytes], port: dict[int, bytes]) -> VxlanInfo:
+def vxlan_info(info: dict[int, bytes], port: dict[int, bytes]) -> VxlanInfo:
+    """Return a VXLAN link's, by its IFLA_LINKINFO. `port`: attributes of its bridge port."""
     found = attrs(info.get(IFLA_INFO_DATA, b""))
     local = found.get(IFLA_VXLAN_LOCAL) or found.get(IFLA_VXLAN_LOCAL6)
     return VxlanInfo(

@@ -1,8 +1,8 @@
 """Notifications of foreign changes to our kernel objects.
 
-We watch links (deleted, renamed, set down, with another MTU or MAC), deleted addresses and the routes that the kernel
-made with them, flags of bridge ports, changed FDB entries and neighbours (rtnetlink(7)), whether the host forwards
-(RTM_NEWNETCONF), and commits of nf_tables (``NFT_MSG_NEWGEN``). The kernel also notifies about our own changes. So we
+We watch links (deleted, renamed, set down, with another MTU, MAC or trait), deleted addresses and the routes that the
+kernel made with them, flags of bridge ports, changed FDB entries and neighbours (rtnetlink(7)), whether the host
+forwards (RTM_NEWNETCONF), and commits of nf_tables (``NFT_MSG_NEWGEN``). The kernel also tells our own changes. So we
 ignore links whose removal was requested, flags that we took ourselves, links and entries that become as we want them
 (see `forwarding_entries`), and commits while iptables runs for us. Of iptables-legacy there are no notifications; see
 `legacy_watch`.
@@ -19,15 +19,15 @@ import socket
 import struct
 import sys
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
 
-from netplug.drivers.naming import MARK, PORTS, TUNNEL_ENDS
+from netplug.drivers.naming import MARK, PORTS
 from netplug.kernel.host.socket_filters import attach
 from netplug.kernel.links.forwarding_entries import DELNEIGH, NEWNEIGH
-from netplug.kernel.netlink import rtnl
 from netplug.kernel.netlink.connection import attrs, messages, select_attrs, string, walk
 from netplug.kernel.netlink.link_filter import DELROUTE, NEWLINK, NEWNETCONF, chatter_filter, lost_routes_filter
-from netplug.kernel.netlink.rtnl import CARRIES, IFF_NOARP, IFF_UP, Link
+from netplug.kernel.netlink.link_state import LinkState, told_traits
+from netplug.kernel.netlink.port_flags import HAIRPIN, PortFlags
+from netplug.kernel.netlink.rtnl import CARRIES, IFF_NOARP, IFF_UP, IFLA_GROUP, IFLA_LINKINFO
 from netplug.tasks.signal import Signal
 
 DELLINK, _RTM_NEWADDR, _RTM_DELADDR = 17, 20, 21
@@ -47,56 +47,12 @@ _IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_PROTINFO, _IFLA_PROP_LIST, _IFLA_A
 _NETCONFA_FORWARDING = 2
 _NEW_LINK = 0xFFFFFFFF
 """What has changed of a link that is new: all flags."""
-_HAIRPIN, _ISOLATED, _PINNED, _FORWARDS, _LOCKED, *_FLOODS = (
-    struct.pack("=HHB", 5, kind, value)
-    for kind, value in (
-        (rtnl.IFLA_BRPORT_MODE, 1),
-        (rtnl.IFLA_BRPORT_ISOLATED, 1),
-        (rtnl.IFLA_BRPORT_LEARNING, 0),
-        (rtnl.IFLA_BRPORT_STATE, 3),
-        (rtnl.IFLA_BRPORT_LOCKED, 1),
-        (rtnl.IFLA_BRPORT_UNICAST_FLOOD, 1),
-        (rtnl.IFLA_BRPORT_MCAST_FLOOD, 1),
-        (rtnl.IFLA_BRPORT_BCAST_FLOOD, 1),
-    )
-)
-"""Attributes of a port in hairpin mode, isolated, that learns no MACs, in state forwarding, locked, and flooded to.
-
-They are searched, not parsed: a port has forty attributes, and that would take three times as long.
-"""
-_OF_LINKS = frozenset({_IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_PROP_LIST})
-_OF_PORTS = frozenset({_IFLA_IFNAME, _IFLA_PROTINFO})
+_OF_LINKS = frozenset({_IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, IFLA_LINKINFO, IFLA_GROUP, _IFLA_PROP_LIST})
+_OF_PORTS = frozenset({_IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_PROTINFO})
 _AF_UNSPEC, _AF_BRIDGE = 0, 7
 _SCOPE_LINK = 253
 """Addresses of this scope and above are not reachable from other hosts (linux/rtnetlink.h, rt_scope_t)."""
 _BUFFER = 1 << 16
-
-
-@dataclass(frozen=True, slots=True)
-class PortFlags:
-    """What a bridge port of ours may be, and others may take from it.
-
-    `pinned`: it learns no MACs. `passes`: it is in state forwarding, not locked, and flooded to. `up`: it is.
-    """
-
-    hairpin: bool
-    isolated: bool
-    pinned: bool
-    passes: bool
-    up: bool
-
-    @classmethod
-    def of(cls, port: Link) -> "PortFlags":
-        """Return the flags of a port, as the kernel lists it."""
-        return cls(port.hairpin, port.isolated, not port.learning, rtnl.IFLA_BRPORT_STATE not in port.blocks, port.up)
-
-
-@dataclass(frozen=True, slots=True)
-class LinkState:
-    """What a link of ours is to be, or was when it was last told of. `mtu` in bytes; `mac` as text."""
-
-    mtu: int
-    mac: str
 
 
 class ForeignChanges:
@@ -206,8 +162,10 @@ class ForeignChanges:
             self.event.set()  # it is down, or asks for no MACs
         if body[0] == _AF_UNSPEC and _IFLA_MTU in found:
             mtu = int.from_bytes(found[_IFLA_MTU], sys.byteorder)
-            now = LinkState(mtu, found.get(_IFLA_ADDRESS, b"").hex(":"))
-            self._on_state(kind, index, _names(name, found), now)
+            names = _names(name, found)
+            ours = kind == NEWLINK and not names[1].startswith(PORTS) and self._wanted(names[1]) is not None
+            traits = told_traits(found) if ours else ()
+            self._on_state(kind, index, names, LinkState(mtu, found.get(_IFLA_ADDRESS, b"").hex(":"), traits=traits))
 
     def _on_state(self, kind: int, index: int, names: tuple[str, str], now: LinkState) -> None:
         """Compare a link with what is wanted, and with what it was. `names`: its name, and the one that we gave it."""
@@ -224,7 +182,7 @@ class ForeignChanges:
         if wanted is None:
             if before and before.mtu != now.mtu:
                 self.underlay.set()
-        elif name != given or (before and _left(wanted, before, now)):
+        elif name != given or (before and now.left(before, wanted)):
             self.event.set()
 
     def _on_port(self, body: bytes) -> None:
@@ -234,16 +192,11 @@ class ForeignChanges:
         if not flags:
             return
         name, index = string(found.get(_IFLA_IFNAME)), int.from_bytes(body[4:8], sys.byteorder)
-        of_link = int.from_bytes(body[8:12], sys.byteorder)
-        # Without a carrier a port is disabled. A tunnel's end is flooded to by option `bum` alone.
-        floods = name.startswith(TUNNEL_ENDS) or all(it in flags for it in _FLOODS)
-        passes = floods and (_FORWARDS in flags or of_link & CARRIES != CARRIES) and _LOCKED not in flags
-        now = PortFlags(_HAIRPIN in flags, _ISOLATED in flags, _PINNED in flags, passes, bool(of_link & IFF_UP))
+        wanted = self._wanted(name)
+        own_mac = wanted is None or found.get(_IFLA_ADDRESS, b"").hex(":") == wanted.mac
+        now = PortFlags.told(flags, int.from_bytes(body[8:12], sys.byteorder), own_mac=own_mac)
         before, self._ports[index] = self._ports.get(index, now), now
-        hairpin = before.hairpin and not now.hairpin and self._wants_hairpin(name)
-        narrower = (before.isolated and not now.isolated) or (before.pinned and not now.pinned)
-        cut = (before.passes and not now.passes) or (before.up and not now.up)
-        if (hairpin or narrower or cut) and self._wanted(name):
+        if wanted and now.left(before, wanted.port | (HAIRPIN if self._wants_hairpin(name) else 0)):
             self.event.set()
 
     def _on_address(self, kind: int, body: bytes) -> None:
@@ -296,8 +249,3 @@ def _names(name: str, found: Mapping[int, bytes]) -> tuple[str, str]:
         if kind == _IFLA_ALT_IFNAME and (altname := string(value)).startswith(MARK):
             return name, altname.removeprefix(MARK)
     return name, name
-
-
-def _left(wanted: LinkState, before: LinkState, now: LinkState) -> bool:
-    """Return whether a link is not any more as it is wanted. What we make gets there in steps, and changes with it."""
-    return (before.mtu == wanted.mtu != now.mtu) or (before.mac == wanted.mac != now.mac)
