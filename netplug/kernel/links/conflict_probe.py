@@ -10,7 +10,7 @@ import socket
 import struct
 import time
 from collections.abc import Collection, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from ipaddress import IPv4Address, IPv6Address, ip_address
 
 from netplug.drivers.steps import Announce, IPAddress
@@ -25,6 +25,8 @@ RFC 5227 waits for up to seven seconds, which suits a host that configures itsel
 within a millisecond, a sleeping Wi-Fi station within some hundred milliseconds.
 """
 AGAIN_S = 0.1
+_MOST_WAITING = 1000
+"""More frames than the buffer of a socket holds."""
 
 _ETH_ARP, _ETH_IPV6 = 0x0806, 0x86DD
 _ALL_MACS = b"\xff" * 6
@@ -108,6 +110,11 @@ def _ask(sockets: list[socket.socket], wanted: frozenset[IPAddress]) -> dict[IPA
             while wanted - found.keys() and (left := deadline - time.monotonic()) > 0:
                 for key, _ in selector.select(left):
                     _note(key.fileobj.recv(2048), wanted, found)  # type: ignore[union-attr]  # what was registered
+    # On a busy host this thread may come to run when the time is over, and what came in time was not read.
+    for sock in sockets:
+        with suppress(BlockingIOError):
+            for _ in range(_MOST_WAITING):
+                _note(sock.recv(2048, socket.MSG_DONTWAIT), wanted, found)
     return found
 
 
