@@ -15,7 +15,19 @@ from shutil import which
 from tempfile import gettempdir
 
 import pytest
-from harness import Dockerd, Host, Netplug, Node, Underlay, Wire, assert_same, connect, overlay, snapshot, wait_until
+from harness import (
+    Dockerd,
+    Host,
+    Netplug,
+    Node,
+    Underlay,
+    Wire,
+    assert_same,
+    connect,
+    links_are_gone,
+    overlay,
+    snapshot,
+)
 from harness.dockerd import dockerd_command
 from harness.host import NAME_PREFIX, cgroup_folders
 from harness.overlay import BLUE, VNI
@@ -23,6 +35,8 @@ from harness.overlay import BLUE, VNI
 from netplug.lab.image import IMAGE
 
 LOG_LINES = 60
+TEST_TIMEOUT_S = 240
+"""Ends what hangs. The longest that has no deadline of its own takes 40 s, and a busy machine several times as long."""
 NOISE = re.compile(r"loading plugin|cleaning up after shim|cleanup warnings|starting signal loop")
 """What every container's shim writes into dockerd's log."""
 
@@ -36,9 +50,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     tools = ("unshare", "nsenter", "ip", "ss", "nft", "iptables", "busybox")
     missing = [name for name in tools if not which(name)] + ["dockerd"] * (not dockerd_command())
     reason = "needs root" if os.geteuid() else f"needs {', '.join(missing)} (make setup)" if missing else ""
-    if reason:
-        for item in items:
+    for item in items:
+        if reason:
             item.add_marker(pytest.mark.skip(reason=reason))
+        if not item.get_closest_marker("timeout"):
+            item.add_marker(pytest.mark.timeout(TEST_TIMEOUT_S))
 
 
 @pytest.hookimpl(wrapper=True)
@@ -136,8 +152,7 @@ def nodes(host: Host, client: Host, under: Underlay) -> Iterator[tuple[Node, Nod
         # What is made once and kept: sysctls.
         with overlay("warm-up", made, BLUE, vni=VNI):
             pass
-        # Links go in the background.
-        wait_until(lambda: not [it for place in (host, client) for it in snapshot(place)["links"] if it[:3] == "np-"])
+        links_are_gone(host, client)
         yield made
 
 
@@ -146,6 +161,7 @@ def _use_once(dockerd: Dockerd, driver: str, *options: str) -> None:
     dockerd.docker("network", "create", "-d", driver, *options, "warm-up")
     dockerd.docker("run", "--rm", "--network", "warm-up", "-p", "1", IMAGE, "true")
     dockerd.docker("network", "rm", "warm-up")
+    links_are_gone(dockerd.host)
 
 
 @pytest.fixture

@@ -452,7 +452,7 @@ def test_containers_come_back_with_their_dockerd(
         with SeenServer(web, "tcp", 80):
             assert wait_until(lambda: neighbour.pings(web.ip()), RESTART_TIMEOUT_S)
             assert tcp_ask(client, wire.left, 8080) == wire.right
-        assert len(endpoints(netplug)) == 2
+        wait_until(lambda: len(endpoints(netplug)) == 2, what="the endpoints of both")
         assert wait_until(lambda: not netplug.drift())
 
 

@@ -29,7 +29,7 @@ from scapy.layers.inet import IP
 from scapy.utils import PcapNgReader
 
 HTTPD = ("httpd", "-f", "-p", "80", "-h", "/etc")
-END_S = 10
+END_S = 30
 _CAPTURE = re.compile(r"/netplug capture |capture_worker")
 needs_tshark = pytest.mark.skipif(not (which("tshark") and which("capinfos")), reason="needs tshark (make setup)")
 
@@ -238,7 +238,7 @@ def test_a_capture_ends_with_its_link_and_with_its_reader(netplug: Netplug) -> N
             return not process.alive
 
         wait_until(ended, END_S, "end of the capture")
-        assert captures(netplug.host) == []
+        wait_until(lambda: captures(netplug.host) == [], END_S, "end of all its processes")
         assert "Traceback" not in capture.text
         one.detach(netplug, net)
 
@@ -418,7 +418,7 @@ def test_a_killed_capture_leaves_nothing_on_another_host(two: Cluster) -> None:
             assert db.pings(one_gateway(there.netplug, net))
             capture.shows(r" out .* ICMP 98  echo request")
             capture.process.kill()
-        assert captures(here.host) == []
+        wait_until(lambda: captures(here.host) == [], END_S, "end of all processes here")
         wait_until(lambda: captures(there.host) == [], 40, "end of the process on the other host")
 
 

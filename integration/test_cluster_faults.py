@@ -48,7 +48,7 @@ def unchanged(it: Cluster) -> Iterator[None]:
     yield
     for member, was in zip(it.members, before, strict=True):
         assert_same(was, lambda member=member: snapshot(member.host))  # type: ignore[misc]
-        assert member.netplug.drift() == ""
+        wait_until(lambda member=member: member.netplug.drift() == "", what="no drift")  # type: ignore[misc]
 
 
 def states(member: Member) -> dict[str, bool]:
@@ -77,18 +77,18 @@ def test_a_host_that_lost_power_is_forgotten_and_comes_back(hosts: Cluster) -> N
             assert "is alive" in refused(one, "host", "forget", dead.host.name)[1]
             wait_until(lambda: not states(one)[dead.host.name], DEAD_S, "the lease has ended")
             with hosts.station(two, net, told=False) as late:
-                assert one.knows(late.mac) == two.vtep
+                hosts.at_once(lambda: one.knows(late.mac) == two.vtep, "it is known")
                 assert web.pings(late.addresses[0])
             two.cli("host", "forget", dead.host.name)
-            assert states(one).keys() == {one.host.name, two.host.name}
-            wait_until(lambda: one.knows(place.mac) == "", 10, "nobody sends there")
+            wait_until(lambda: states(one).keys() == {one.host.name, two.host.name}, what="it is forgotten")
+            wait_until(lambda: one.knows(place.mac) == "", what="nobody sends there")
             heir.attach(one.netplug, net, "--ip", "10.90.1.50")
             assert other.pings("10.90.1.50")
             dead.mend()
             dead.netplug.start()
-            wait_until(lambda: dead.host.name in states(one), 10, "it is back")
+            wait_until(lambda: dead.host.name in states(one), what="it is back")
             # It finds that its address is another's, does not fight, and says so.
-            wait_until(lambda: "address.lost" in dead.netplug.log.read_text(), 10, "it knows")
+            wait_until(lambda: "address.lost" in dead.netplug.log.read_text(), what="it knows")
             assert other.pings("10.90.1.50")
             assert two.knows(heir.mac) == one.vtep
             place.detach(dead.netplug, net)
@@ -172,11 +172,14 @@ def test_beside_firewalld_the_command_that_is_said_lets_tunnels_in() -> None:
         with it.station(two, net) as there:
             Firewalld(one.host)
             assert not there.pings(here.addresses[0])
-            (command,) = re.findall(r"firewall-cmd --permanent .*--add-port=4789/udp.*", one.netplug.drift())
+            (command,) = wait_until(
+                lambda: re.findall(r"firewall-cmd --permanent .*--add-port=4789/udp.*", one.netplug.drift()),
+                what="the word",
+            )
             one.host.run(["sh", "-ec", command])
             # firewalld takes all rules of iptables away when it begins anew; they are back in a moment.
-            wait_until(lambda: there.pings(here.addresses[0]) and here.pings(there.addresses[0]), 10, "pings")
-            wait_until(lambda: not one.netplug.drift(), 10, "no drift")
+            wait_until(lambda: there.pings(here.addresses[0]) and here.pings(there.addresses[0]), what="pings")
+            wait_until(lambda: not one.netplug.drift(), what="no drift")
 
 
 def test_a_backup_that_is_restored_costs_no_packet_and_doubles_no_address(hosts: Cluster) -> None:

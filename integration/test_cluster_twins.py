@@ -21,19 +21,19 @@ def test_a_cloned_disk_harms_nobody_and_has_a_way_out() -> None:
             clone = it.join(host, wire)
             it.members.remove(clone)
             wait_until(lambda: "is not admitted" in one.netplug.drift(), SOON_S, "it is said on the original")
-            assert "netplug host rebind" in clone.netplug.drift()
+            wait_until(lambda: "netplug host rebind" in clone.netplug.drift(), SOON_S, "it is said on the clone")
             for member in (one, other, clone):
-                assert "is not admitted" in member.cli("host", "ls")
+                wait_until(lambda member=member: "is not admitted" in member.cli("host", "ls"), SOON_S, "it is listed")  # type: ignore[misc]
             with namespace(host) as place:
                 code, text = refused(clone, "attach", net, "--netns", place.name)
                 assert (code, "this host is not admitted to the cluster" in text) == (3, True)
             # Not while the original's daemon is being updated either, whose containers go on.
             one.netplug.stop()
             clone.netplug.restart()
-            assert "netplug host rebind" in clone.netplug.drift()
+            wait_until(lambda: "netplug host rebind" in clone.netplug.drift(), SOON_S, "it is said again")
             one.netplug.start()
             assert one.cli("ipam", "ls") == addresses
-            assert one.netplug.json("ipam", "audit") == []
+            wait_until(lambda: one.netplug.json("ipam", "audit") == [], SOON_S, "no findings")
             assert web.pings(peer.addresses[0])
             assert peer.pings(web.addresses[0])
             with it.station(other, net) as late:

@@ -71,7 +71,7 @@ def test_life_of_a_podman_container(place: Place) -> None:
         assert "netplug" in _page(place)
         if again and again[0] == "start":
             place.podman("stop", "-t", "0", "web")
-            assert place.ends() == []
+            wait_until(lambda: place.ends() == [], what="the end of the endpoint")
         if again:
             place.podman(*again, "web")
     place.podman("rm", "-f", "-t", "0", "web")

@@ -221,7 +221,8 @@ def test_changed_service_is_replaced_on_its_address(project: Project, client: Ho
 
 def test_restarted_project_is_whole(project: Project, netplug: Netplug, client: Host, wire: Wire) -> None:
     project.compose("stop")
-    assert not [it for it in netplug.json("ps") if it["ports"]]
+    # Docker says that a container has stopped before it has taken it from its networks.
+    wait_until(lambda: not [it for it in netplug.json("ps") if it["ports"]], what="no ports")
     project.compose("start")
     assert page(client, wire.left, 8080) == PAGE
     assert project.one("proxy").pings("app")

@@ -11,7 +11,7 @@ from pathlib import Path
 from shutil import which
 
 import pytest
-from harness import CommandError, Host, Namespace, Netplug, Stream, wait_until
+from harness import CommandError, Host, Namespace, Netplug, Stream, links_are_gone, wait_until
 from harness.volume import Disk, Volume
 
 NewHost = Callable[..., Host]
@@ -83,7 +83,7 @@ def running(host: Host, volume: Volume | Disk, netplug: Netplug) -> Iterator[Pla
     netplug.cli("network", "rm", "blue")
     assert netplug.json("ps") == []
     assert netplug.json("ipam", "ls") == []
-    assert "np-" not in host.output("ip", "-o", "link")
+    links_are_gone(host)
 
 
 def test_a_start_on_a_full_disk_says_so_and_leaves_nothing_in_the_way(new_host: NewHost) -> None:

@@ -14,7 +14,8 @@ from harness.scoped import Namespace
 
 pytestmark = needs_firewalld
 NewHost = Callable[..., Host]
-SETTLE_S = 10
+SETTLE_S = 25
+ASKED_S = 20
 UNREACHED = r"timed out|refused|No route to host"
 
 
@@ -142,7 +143,7 @@ def test_firewalld_that_hangs_holds_nobody_up_for_long(guarded: Guarded) -> None
     try:
         began = monotonic()
         with cli_network(guarded.netplug) as net, attached(guarded.netplug, net):
-            assert monotonic() - began < 2 * SETTLE_S
+            assert monotonic() - began < ASKED_S
             assert "firewalld does not answer" in guarded.netplug.drift()
             firewalld.process.signal(SIGCONT)
     finally:

@@ -62,8 +62,13 @@ def test_network_makes_no_router_of_the_host(new_host: Callable[..., Host]) -> N
         keys = (*FORWARDING, f"net.ipv6.conf.{first.left_link}.accept_ra")
         return host.output("sysctl", "-n", *keys).split()
 
-    advertise(left, first.right_link, left.output("cat", f"/sys/class/net/{first.right_link}/address").strip())
-    wait_until(told, ROUTE_TIMEOUT_S, "the route of the router")
+    router = left.output("cat", f"/sys/class/net/{first.right_link}/address").strip()
+
+    def listens() -> bool:
+        advertise(left, first.right_link, router)
+        return told()
+
+    wait_until(listens, ROUTE_TIMEOUT_S, "the route of the router")
     netplug = Netplug(host, "--docker-host", "none")
     with (
         cli_network(netplug, *SUBNETS) as net,

@@ -79,8 +79,9 @@ def test_another_program_that_insists_gets_its_way_after_some_repairs_and_harms_
         words = "another program changes it"
         wait_until(lambda: words in netplug.drift(), BOUND_S, "the contest in netplug diff")
         repairs = told(netplug, "drift.healed", said)
-        wrong = scene.prober.wrong() & others.keys()
-        assert not wrong or not (scene.prober.wrong() & wrong), wrong
+        # A round is short: on a busy machine an answer may come too late for one of them.
+        wrong = set.intersection(*(scene.prober.wrong() & others.keys() for _ in range(10)))
+        assert not wrong, wrong
         # Others are healed meanwhile.
         host.run(["ip", "link", "set", old.bridge, "down"])
         wait_until(lambda: not (scene.prober.wrong() & others.keys()), BOUND_S, "healing of another network")

@@ -75,7 +75,7 @@ def test_systemd_resolved_asks_and_goes_on_after_restarts(host: Host) -> None:
         assert netplug.drift() == ""
     netplug.cli("dns", "host", "off")
     assert_same(before, lambda: snapshot(host, netplug))
-    assert host.output("resolvectl", "status") == settings
+    wait_until(lambda: host.output("resolvectl", "status") == settings, what="resolved's links as before")
     with pytest.raises(CommandError) as failed:
         netplug.cli("dns", "host", "status")
     assert failed.value.code == 1

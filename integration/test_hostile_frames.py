@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 import pytest
-from harness import Host, Mesh, Node, Station, overlay, wait_until
+from harness import Host, Mesh, Node, Station, links_are_gone, overlay, wait_until
 from harness.netns import in_netns, open_socket
 from scapy.layers.inet import IP, UDP
 from scapy.layers.inet6 import ICMPv6ND_RA, ICMPv6NDOptPrefixInfo, ICMPv6NDOptSrcLLAddr, IPv6
@@ -68,6 +68,7 @@ def place() -> Iterator[Place]:
         # What is made once and kept: sysctls.
         with overlay("warm-up", (node,), DUAL, mode="bridge"):
             pass
+        links_are_gone(host)
         yield Place(host, node)
         node.close()
 

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from harness import Netplug, cli_network, namespace
 
-TIMEOUT_S = 10
+TIMEOUT_S = 60
 PARALLEL = 10
 BIG = "x" * 10_000
 

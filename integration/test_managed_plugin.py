@@ -34,6 +34,7 @@ from netplug.lab.image import IMAGE, PAGE
 SERVE = ["httpd", "-f", "-h", "/www"]
 POOL = "10.77."
 NEWER = "99.1"
+RESTART_TIMEOUT_S = 40
 pytestmark = pytest.mark.timeout(300)
 """The first test waits for the build, and for dockerd to compress 100 MB, with one core in use by other tests."""
 DOCUMENT = Path(__file__).parents[1] / "docs/plugin.md"
@@ -94,9 +95,11 @@ def test_containers_have_names_addresses_and_ports(
         assert server.ip().startswith(POOL)
         assert other.pings("web")
         assert other.pings(wire.right)
-        assert f"Address: {server.ip()}" in other.exec("nslookup", "-type=a", f"web.{net}.netplug.internal")
+        ask = ("nslookup", "-type=a", f"web.{net}.netplug.internal")
+        address = f"Address: {server.ip()}"
+        wait_until(lambda: address in other.exec(*ask), what="our names, in Docker's time", ignoring=(CommandError,))
         assert wait_until(lambda: http_get(client, wire.left, 8080), ignoring=(OSError,)) == PAGE
-        assert {it["name"] for it in plugin.json("ps")} == {"web", "db"}
+        wait_until(lambda: {it["name"] for it in plugin.json("ps")} == {"web", "db"}, what="names, from Docker")
         assert not plugin.drift()
         assert plugin.cli("ipam", "audit")
         assert plugin.cli("trace", "db", "web:80")
@@ -111,7 +114,7 @@ def test_namespaces_of_the_host_join(dockerd: Dockerd, plugin: ManagedPlugin) ->
         attached(plugin, net, "--name", "lab") as (lab, _),
     ):
         assert lab.pings(other.ip())
-        assert other.pings(f"lab.{net}.netplug.internal")
+        wait_until(lambda: other.pings(f"lab.{net}.netplug.internal"), what="our names, in Docker's time")
 
 
 def test_second_daemon_is_refused(plugin: ManagedPlugin) -> None:
@@ -166,7 +169,8 @@ def test_dockerd_restarts_with_it(dockerd: Dockerd, plugin: ManagedPlugin, clien
     ):
         addresses = server.ip(), other.ip()
         dockerd.restart()
-        assert wait_until(lambda: http_get(client, wire.left, 8080), ignoring=(OSError,)) == PAGE
+        assert wait_until(lambda: http_get(client, wire.left, 8080), RESTART_TIMEOUT_S, ignoring=(OSError,)) == PAGE
+        wait_until(lambda: other.running and other.ip(), RESTART_TIMEOUT_S, "the restart of the other")
         assert len({server.ip(), other.ip()}) == 2
         assert other.pings("web")
         assert {it["address"] for pool in plugin.json("ipam", "ls") for it in pool["leases"]} >= set(addresses)

@@ -103,7 +103,7 @@ def test_prometheus_reads_all_that_dashboard_and_alerts_name(hosts: Cluster, pro
         wait_until(lambda: any(value > 2 for _, value in prometheus.query(sent)), 30, "its pings are counted")
         assert [value for _, value in prometheus.query("netplug_remote_endpoints")] == [1]
         assert [value for _, value in prometheus.query('netplug_cluster_hosts{state="alive"}')] == [2]
-        assert prometheus.firing() == set()
+        wait_until(lambda: prometheus.firing() == set(), 30, "no alert")
 
 
 def test_an_alert_is_raised_while_a_pool_is_full(hosts: Cluster, prometheus: Prometheus) -> None:
@@ -152,7 +152,8 @@ def test_a_host_that_is_lost_and_comes_back_is_told(hosts: Cluster, prometheus: 
     def told() -> list[str]:
         return [it["kind"] for it in events(one, "--kind", "host") if it["host_name"] == name]
 
-    assert told() == ["host.joined"]
+    # In another order of the tests the store did not answer before, and leases may have ended.
+    wait_until(lambda: told()[-1] in {"host.joined", "host.returned"}, DEAD_S, "the host is there")
     two.netplug.kill()
     wait_until(lambda: told()[-1] == "host.lost", DEAD_S, "the host is lost")
     wait_until(lambda: "NetplugPeerLost" in prometheus.firing(), 30, "the alert")

@@ -170,17 +170,17 @@ def test_other_names_are_asked_of_the_hosts_resolvers(
             wait_until(
                 lambda: resolve(asker, GATEWAY, next(names)) == known, 10, "the new upstream", ignoring=(OSError,)
             )
-            server.asked.clear()
+            earlier = {f"n{number}.example.com" for number in range(1000)}  # perhaps asked again by now
             assert resolve(asker, GATEWAY, "www.example.com") == known
             assert resolve(asker, GATEWAY, "www.example.com", tcp=True) == known
-            assert server.asked == ["www.example.com"]
+            assert [it for it in server.asked if it not in earlier] == ["www.example.com"]
             # What is ours, or nobody's, stays here; and internal networks ask nobody at all.
             assert resolve(asker, GATEWAY, "asker", "TXT") == NOTHING
             assert resolve(asker, GATEWAY, "x.netplug.internal") == NO_NAME
             assert resolve(asker, GATEWAY, "printer.local") == NO_NAME
             assert resolve(inside, "10.79.0.1", "www.example.com") == REFUSED
             assert resolve(inside, "10.79.0.1", "inside").code == "NOERROR"
-            assert server.asked == ["www.example.com"]
+            assert [it for it in server.asked if it not in earlier] == ["www.example.com"]
         finally:
             conf.write_text(before)
 
@@ -228,7 +228,7 @@ def test_one_with_2000_connections_is_in_nobodys_way(netplug: Netplug, blue: str
     ):
         for number in range(2000):
             sock = stack.enter_context(open_socket(greedy.netns, socket.SOCK_STREAM))
-            sock.settimeout(5)
+            sock.settimeout(30)
             try:
                 sock.connect((GATEWAY, 53))
                 if number % 2:

@@ -64,7 +64,8 @@ def test_a_taken_port_harms_no_sibling_that_is_just_starting(
         idents = [it.result().strip() for it in siblings]
         try:
             for number in range(len(idents)):
-                assert PAGE in http_get(client, wire.left, 9000 + number)
+                at = 9000 + number
+                assert PAGE in wait_until(lambda at=at: http_get(client, wire.left, at), ignoring=(OSError,))  # type: ignore[misc]
             assert len(netplug.json("ps")) == len(idents)
         finally:
             created = dockerd.docker("ps", "-aq").split()

@@ -173,7 +173,7 @@ def test_requests_that_wait_survive_the_death_of_the_daemon(netplug: ServiceNetp
     with ThreadPoolExecutor() as pool:
         created = pool.submit(dockerd.docker, "network", "create", "-d", "pynet", "crash")
         listed = [pool.submit(netplug.cli, "network", "ls") for _ in range(3)]
-        wait_until(lambda: waiting(machine, PLUGIN) and waiting(machine, API) == len(listed), what="requests wait")
+        wait_until(lambda: waiting(machine, PLUGIN) and waiting(machine, API) == len(listed), 30, "requests wait")
         netplug.kill()
         assert created.result(60)
         assert all("blue" in it.result(60) for it in listed)
@@ -187,7 +187,7 @@ def test_daemon_that_hangs_is_replaced(netplug: ServiceNetplug, dockerd: Service
     machine, before = netplug.machine, netplug.pid
     machine.systemctl("kill", "--kill-whom=main", "--signal=SIGSTOP", netplug.UNIT)
     wait_until(lambda: netplug.pid not in {0, before} and netplug.running, WATCHDOG_S + 25, "another daemon")
-    assert "Watchdog timeout" in machine.journal(netplug.UNIT)
+    wait_until(lambda: "Watchdog timeout" in machine.journal(netplug.UNIT), 30, "systemd's word in the log")
     dockerd.docker("run", "--rm", "--network", "blue", IMAGE, "true")
     assert netplug.drift() == ""
 
@@ -195,9 +195,9 @@ def test_daemon_that_hangs_is_replaced(netplug: ServiceNetplug, dockerd: Service
 def test_stack_of_the_loop_of_a_daemon_that_is_aborted_is_in_the_log(netplug: ServiceNetplug) -> None:
     machine, before = netplug.machine, netplug.pid
     machine.systemctl("kill", "--kill-whom=main", "--signal=SIGABRT", netplug.UNIT)
-    wait_until(lambda: netplug.pid not in {0, before} and netplug.running, what="another daemon")
+    wait_until(lambda: netplug.pid not in {0, before} and netplug.running, 40, "another daemon")
     stack = r"Fatal Python error: Aborted\n[^\n]*: Stack [^\n]*\n(?:[^\n]*:   File [^\n]*\n)*[^\n]*asyncio/"
-    wait_until(lambda: re.search(stack, machine.journal(netplug.UNIT)), what="the stack of the loop in the log")
+    wait_until(lambda: re.search(stack, machine.journal(netplug.UNIT)), 30, "the stack of the loop in the log")
 
 
 def test_reload_uses_what_it_can_and_names_the_rest(netplug: ServiceNetplug) -> None:
@@ -261,7 +261,7 @@ def test_containers_run_again_after_a_reboot() -> None:
         assert time.monotonic() - started < 60
         fetch = ["busybox", "wget", "-qO-", "http://127.0.0.1:8080/"]
         wait_until(lambda: machine.run(fetch, check=False).stdout == PAGE, 30, "the published page")
-        assert netplug.drift() == ""
+        wait_until(lambda: netplug.drift() == "", 30, "no drift")
 
 
 def test_stop_of_all_leaves_no_socket_for_dockerd_to_wait_for(netplug: ServiceNetplug) -> None:
@@ -288,8 +288,8 @@ def test_members_of_the_group_use_the_api_of_the_confined_service(netplug: Servi
     machine.write("/etc/netplug/netplug.toml", f'socket_group = "{GROUP}"\n')
     netplug.restart()
     # The service may not give files to a group of others, and says what to do.
-    said = machine.journal(netplug.UNIT)
-    assert re.search(r"socket\.group_refused .*SupplementaryGroups=\d+.*reason='Operation not permitted'", said)
+    said = r"socket\.group_refused .*SupplementaryGroups=\d+.*reason='Operation not permitted'"
+    wait_until(lambda: re.search(said, machine.journal(netplug.UNIT)), 30, "what to do, in the log")
     assert modes() == ["600 root"] * 3
     drop_in = f"/etc/systemd/system/{netplug.UNIT}.d/group.conf"
     machine.write(drop_in, f"[Service]\nSupplementaryGroups={GROUP}\n")
@@ -306,7 +306,7 @@ def test_members_of_the_group_use_the_api_of_the_confined_service(netplug: Servi
     machine.path(drop_in).unlink()
     machine.systemctl("daemon-reload")
     netplug.restart()
-    assert "socket.open" in machine.journal(netplug.UNIT)
+    wait_until(lambda: "socket.open" in machine.journal(netplug.UNIT), 30, "the word in the log")
     assert asks(API, f"--groups={GROUP}") == "HTTP/1.1 200 OK"
     machine.systemctl("restart", netplug.SOCKET, netplug.UNIT)
     assert modes() == ["600 root"] * 3

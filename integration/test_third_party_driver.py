@@ -19,6 +19,7 @@ from harness import (
     cli_network,
     container,
     docker_network,
+    links_are_gone,
     snapshot,
     wait_until,
 )
@@ -93,6 +94,7 @@ def test_mode_of_another_package_comes_goes_and_returns(
 ) -> None:
     with docker_network(dockerd, "--subnet", "10.93.79.0/24") as first, container(dockerd, "--network", first):
         pass
+    links_are_gone(host)
     before = snapshot(host, routing)
     options = ("-o", "mode=routed", "-o", "proxy_arp=true", "--subnet", "10.93.77.0/24")
     with (

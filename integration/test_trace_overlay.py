@@ -413,7 +413,7 @@ def test_fault_is_named(scene: Scene, name: str) -> None:
 
 def test_nothing_is_left_of_traces(scene: Scene) -> None:
     for member in scene.it.members:
-        assert member.differences() == []
+        wait_until(lambda member=member: member.differences() == [], 40, "nothing of the faults is left")  # type: ignore[misc]
         assert "trace" not in member.host.output("nft", "list", "tables")
     wait_until(lambda: scene.it.etcd.newest("questions/") == 0, 10, "no question is left")
 

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from ipaddress import ip_address
 
 import pytest
-from harness import CommandError, Host, attached, connect
+from harness import CommandError, Host, attached, connect, wait_until
 from trace_faults import in_document, markdown
 from trace_route_faults import BEGIN, END, ROWS
 from trace_scene import Faults, Scene, assert_named, leak_check, registering, scene, shown
@@ -154,6 +154,9 @@ def stopped(it: Scene) -> Iterator[tuple[str, str]]:
     serve = ("httpd", "-f", "-p", "80", "-h", "/www")
     with container(it, "--network", "blue", "--name", "resting", command=serve):
         it.dockerd.docker("stop", "-t", "0", "resting")
+        # Docker says that a container has stopped before it has taken it from its networks.
+        names = lambda: {one["name"] for one in it.netplug.json("ps")}  # noqa: E731
+        wait_until(lambda: "resting" not in names(), what="the end of its endpoint")
         assert it.trace("host", "resting:80")["broken"]["cause"]["mend"] == "docker start resting"
         for ends in (("outside", "blue/resting:80"), ("resting", "web:80")):
             with pytest.raises(CliError, match="resting is stopped") as refused:

@@ -59,7 +59,8 @@ def test_daemon_and_all_that_it_made_go_and_records_stay(populated: Populated) -
     assert populated.daemon.drift() == ""
     populated.daemon.cli("detach", "blue", "--netns", "lab")
     said = populated.uninstall()
-    assert not populated.daemon.running
+    assert populated.daemon.process
+    populated.daemon.process.wait(30)
     assert "records, of networks: blue, wide (--purge removes them)" in said
     assert_same(populated.before, populated.look)
     assert "removed" not in populated.uninstall()

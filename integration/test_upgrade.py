@@ -199,7 +199,6 @@ def free(place: Place, port: int) -> bool:
 # Upgrade
 
 
-@pytest.mark.timeout(120)
 def test_upgrade_keeps_traffic_and_changes_only_what_is_new(place: Place) -> None:
     """The former release answers by the default route alone what comes in by a port of another network."""
     with built(place) as it, cli_network(place.netplug) as second:
@@ -227,7 +226,6 @@ def converged(said: list[str]) -> list[tuple[str, str]]:
     return [re.findall(r"object='?([\w-]+)/.*what=(\w+)", line)[0] for line in found]
 
 
-@pytest.mark.timeout(120)
 def test_upgrade_mends_what_another_driver_built_and_says_each_step(place: Place, former: Path) -> None:
     """The driver built less, and something else; and the uplink's MTU fell while no daemon ran."""
     driver = former / "drivers" / "bridge.py"
@@ -284,7 +282,6 @@ def mtu(place: Place, link: str) -> int:
 # Rollback
 
 
-@pytest.mark.timeout(180)
 def test_rollback_leaves_what_is_new_as_it_is(place: Place, former: Path) -> None:
     """The former release filters by iptables. What it cannot read it says, and its packets pass all the time."""
     netplug = place.netplug
@@ -326,7 +323,6 @@ def test_rollback_leaves_what_is_new_as_it_is(place: Place, former: Path) -> Non
         netplug.cli("network", "rm", "marked", "changed")
 
 
-@pytest.mark.timeout(180)
 def test_rollback_of_what_has_no_firewall_finds_it(place: Place, former: Path) -> None:
     place.becomes(None)
     with built(place) as it:
@@ -340,7 +336,6 @@ def test_rollback_of_what_has_no_firewall_finds_it(place: Place, former: Path) -
         assert reserved(place, it.network) == ["8080", "9090"]
 
 
-@pytest.mark.timeout(120)
 def test_container_that_is_removed_during_a_rollback_is_gone_after_it(place: Place, former: Path) -> None:
     """The former release cannot read its record; Docker, which is told that it is gone, says nothing of it again."""
     place.becomes(None)
@@ -382,7 +377,6 @@ def schema(place: Place) -> tuple[int, int, str]:
     return found
 
 
-@pytest.mark.timeout(180)
 def test_previous_release_is_upgraded_and_returned_to(new_host: NewHost, previous: Path) -> None:
     """Neither release writes what the other one cannot read. What only a later one can, both leave as it is."""
     place = placed(new_host, previous)
@@ -425,7 +419,6 @@ def test_previous_release_is_upgraded_and_returned_to(new_host: NewHost, previou
 
 
 @needs_etcd
-@pytest.mark.timeout(180)
 def test_hosts_of_a_cluster_are_upgraded_and_rolled_back_one_after_the_other(former: Path) -> None:
     with ExitStack() as stack:
         it = Cluster(stack)

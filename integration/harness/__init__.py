@@ -30,8 +30,8 @@ from .netplugd import Netplug
 from .overlay import Mesh, Node, NodeError, Station, Underlay, overlay, pair
 from .podman import Podman
 from .scoped import Namespace, attached, cli_network, container, docker_network, namespace
-from .snapshot import Snapshot, assert_same, snapshot
-from .traffic import Bulk, SeenServer, Stream, Talk, bytes_a_second, http_get, limited, tcp_ask, udp_ask
+from .snapshot import Snapshot, assert_same, links_are_gone, snapshot
+from .traffic import Bulk, SeenServer, Stream, Talk, faster, http_get, limited, tcp_ask, udp_ask
 from .wait import wait_until
 from .wire import Wire, connect
 
@@ -74,7 +74,6 @@ __all__ = [
     "assert_same",
     "attached",
     "busybox_rootfs_tar",
-    "bytes_a_second",
     "cli_network",
     "cni_attached",
     "cni_list",
@@ -85,8 +84,10 @@ __all__ = [
     "docker_network",
     "engine_runs",
     "execute",
+    "faster",
     "http_get",
     "limited",
+    "links_are_gone",
     "links_of",
     "namespace",
     "overlay",

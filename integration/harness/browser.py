@@ -19,7 +19,7 @@ import pytest
 from .host import Host
 
 needs_chromium = pytest.mark.skipif(not which("chromium"), reason="needs chromium (make setup)")
-DEADLINE_S = 20
+DEADLINE_S = 40
 KEYS = {
     "Tab": 9,
     "Enter": 13,

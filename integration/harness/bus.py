@@ -3,7 +3,7 @@
 from .host import Host, Process
 from .wait import wait_until
 
-_START_S = 20
+_START_S = 40
 _BUS = """<!DOCTYPE busconfig PUBLIC "-//freedesktop//DTD D-Bus Bus Configuration 1.0//EN"
  "http://www.freedesktop.org/standards/dbus/1.0/busconfig.dtd">
 <busconfig>

@@ -28,7 +28,7 @@ NO_DOCKER = ("--docker-host", "unix:///run/absent.sock")
 """Docker does not answer. Without any, an endpoint whose sandbox has no process soon after a start is dead."""
 QUIET_S = 0.15
 """Work that goes on after an answer (links are deleted in the background) has begun by then."""
-SETTLE_S = 10
+SETTLE_S = 30
 _BESIDE = """
 echo "== web"; nsenter --net=/run/netns/web sh -c '
   ip -d -o addr; ip -4 route show table all; ip -6 route show table all; ip -4 rule; ip -6 rule; ss -Hlntu

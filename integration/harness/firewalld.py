@@ -13,7 +13,7 @@ from .unpacked import FOLDER, lay_over
 from .wait import wait_until
 
 UNPACKED = FOLDER / "firewalld"
-_START_S = 20
+_START_S = 40
 
 needs_firewalld = pytest.mark.skipif(
     not (which("dbus-daemon") and (UNPACKED.exists() or which("firewalld"))), reason="needs firewalld (make setup)"

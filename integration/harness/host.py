@@ -23,7 +23,7 @@ from netplug.lab.node import frozen
 
 from .wait import wait_until
 
-START_TIMEOUT_S = 10
+START_TIMEOUT_S = 30
 COMMAND_TIMEOUT_S = 60
 NAME_PREFIX = "npit"
 """Hosts, their folders and control groups are called `npit<pid of the test run>-<name>`."""

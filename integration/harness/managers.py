@@ -15,7 +15,7 @@ from .wait import wait_until
 
 UNPACKED = FOLDER / "managers"
 RESOLVCONF = FOLDER / "resolvconf"
-_START_S = 20
+_START_S = 40
 _SYSTEMD = "/usr/lib/systemd"
 _USERS = "grep -q '^{0}:' /etc/passwd || echo '{0}:x:{1}:{1}::/:/usr/sbin/nologin' >> /etc/passwd"
 _GROUPS = "grep -q '^{0}:' /etc/group || echo '{0}:x:{1}:' >> /etc/group"

@@ -13,8 +13,8 @@ from .dockerd import SOCKET
 from .host import CommandError, Host, Process
 from .wait import POLL_S, wait_until
 
-READY_TIMEOUT_S = 15
-STOP_TIMEOUT_S = 15
+READY_TIMEOUT_S = 40
+STOP_TIMEOUT_S = 40
 RUN_DIR = "/run/netplug"
 PLUGIN_DIR = "/run/docker/plugins"
 COMMAND = Path(sys.executable).with_name("netplug")

@@ -12,7 +12,7 @@ from netplug.cli import CliError
 
 from .netplugd import Netplug
 from .scoped import namespace
-from .traffic import REPLY_TIMEOUT_S, Placed, SeenServer, tcp_ask, udp_ask
+from .traffic import Placed, SeenServer, tcp_ask, udp_ask
 
 PORT = 80
 """Where a `Spot` serves, by TCP and UDP."""
@@ -20,6 +20,8 @@ ANYBODY = "anybody"
 _SILENCE_S = 1
 """What is to be dropped has been by then: answers take milliseconds."""
 _AT_ONCE_S = 0.2
+_PATIENCE_S = 15
+"""Dozens of ways are tried at once, in threads of this process, which serves them too."""
 
 _numbers = count(1)
 
@@ -44,7 +46,7 @@ class Way:
     port: int = PORT
     protos: tuple[str, ...] = ("tcp", "udp")
 
-    def found(self, proto: str, timeout_s: float = REPLY_TIMEOUT_S) -> str:
+    def found(self, proto: str, timeout_s: float = _PATIENCE_S) -> str:
         """Try it, and return the source address; "" for no answer."""
         ask = tcp_ask if proto == "tcp" else udp_ask
         try:

@@ -10,13 +10,15 @@ from difflib import unified_diff
 from subprocess import CompletedProcess
 from typing import Any, Protocol
 
+from netplug.drivers.naming import OURS
+
 from .netplugd import Netplug
 from .wait import wait_until
 
 Snapshot = dict[str, tuple[str, ...]]
 """Lines by section."""
 
-SETTLE_TIMEOUT_S = 10
+SETTLE_TIMEOUT_S = 30
 """Links are deleted in the background, in groups; a link costs the kernel some 20 ms."""
 
 _MARK = "=====8<====="
@@ -219,3 +221,13 @@ def assert_same(before: Snapshot, take: Callable[[], Snapshot], timeout_s: float
         wait_until(same, timeout_s)
     except AssertionError:
         raise AssertionError(f"left behind (+) or lost (-):\n{last}") from None
+
+
+def links_are_gone(*hosts: Runner) -> None:
+    """Wait until no link of netplug's is left: they are deleted in the background, after the answer."""
+
+    def left(host: Runner) -> list[str]:
+        names = (link["ifname"] for link in json.loads(host.run(["ip", "-j", "link"]).stdout))
+        return [name for name in names if name.startswith(OURS)]
+
+    wait_until(lambda: not any(map(left, hosts)), SETTLE_TIMEOUT_S, "links of netplug's are gone")

@@ -14,8 +14,8 @@ from .pasted import KEY, Command
 from .wait import wait_until
 
 ROWS, COLUMNS = 50, 250
-START_S = 10
-COMMAND_S = 60
+START_S = 30
+COMMAND_S = 120
 _MARK = "@prompt "
 _PROMPT = re.compile(rf"\r?\n?{_MARK}(\d+)@ $")
 _COLOURS = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")

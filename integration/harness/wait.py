@@ -12,7 +12,7 @@ T = TypeVar("T")
 
 def wait_until(
     predicate: Callable[[], T],
-    timeout_s: float = 10,
+    timeout_s: float = 20,
     what: str = "",
     ignoring: tuple[type[Exception], ...] = (),
 ) -> T:
