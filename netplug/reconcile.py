@@ -211,6 +211,7 @@ class Reconciler:
         engine = self._engine
         look = look.without(step for step in look.drifted if engine.drifts.contests.rests(step))
         await engine.journal.recover()
+        await engine.refused_releases.settle_all()
         await engine.endpoints.way_out.converge_all()
         present = engine.registry.all_networks
         nets = present()

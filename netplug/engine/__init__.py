@@ -38,6 +38,7 @@ from netplug.engine.publishing import Publishing
 from netplug.engine.quarantine import Quarantine
 from netplug.engine.readiness import Readiness
 from netplug.engine.record_happenings import RecordHappenings
+from netplug.engine.refused_releases import RefusedReleases
 from netplug.engine.registry import Registry
 from netplug.engine.requests import Requests
 from netplug.engine.restored import Restored
@@ -81,10 +82,11 @@ class Engine:
         self.planner = Planner(self.registry, self.base_plan, drivers)
         self.conflict_detection = ConflictDetection(allocator, self.registry, kernel, kernel.probe, drivers)
         allocator.called = self.registry.called
-        addressing = Addressing(allocator, self.conflict_detection, drivers)
+        self.refused_releases = RefusedReleases(self.registry)
+        addressing = Addressing(allocator, self.conflict_detection, drivers, self.refused_releases)
         self.publishing = Publishing(self.registry, self.journal, kernel, drivers, self.planner)
         self.exposure = Exposure(self.registry, self.conditions, self.publishing)
-        self.endpoint_leases = EndpointLeases(self.registry, self.journal, allocator, store)
+        self.endpoint_leases = EndpointLeases(self.registry, self.journal, allocator, store, self.refused_releases)
         lost_answers = LostAnswers(self.registry, allocator, drivers)
         self.endpoints = Endpoints(
             self.registry,
@@ -96,6 +98,7 @@ class Engine:
             self.publishing,
             lost_answers,
             self.endpoint_leases,
+            self.refused_releases,
         )
         self.added_ports = AddedPorts(self.registry, self.publishing, self.endpoints, kernel, drivers)
         self.peers = Peers(self.registry, self.base_plan, kernel.changes, self.executor, drivers)

@@ -114,7 +114,7 @@ class AddedPorts:
                     opened.append(got)
                     added.append(replace(asked, host_port=got.host_port, host_port_end=0))
             except NetplugError as exc:
-                raise self._publishing.with_holder(exc, built, wanted) from exc
+                raise self._publishing.dead_holders.with_holder(exc, built, wanted) from exc
             more = replace(built, added=in_order((*built.added, *added)), opened=in_order((*built.opened, *opened)))
             more = self._publishing.planned(net, more)
             await self._publishing.grow((built, more))

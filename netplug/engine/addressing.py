@@ -1,8 +1,9 @@
 """Subnets of networks and addresses of endpoints: leases that are undone if the request fails."""
 
-from collections.abc import AsyncIterator, Callable, Collection, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from ipaddress import ip_interface
 
 from netplug.drivers.api import Network, Subnet
@@ -17,6 +18,7 @@ from netplug.engine.records import (
     NetworkSpec,
     SubnetSpec,
 )
+from netplug.engine.refused_releases import RefusedReleases
 from netplug.errors import NetplugError
 from netplug.ipam.allocator import Allocator
 from netplug.ipam.lease import Lease, Owner, OwnerKind
@@ -44,10 +46,14 @@ class Leased:
 class Addressing:
     """Takes subnets and addresses from IPAM, and gives them back.
 
-    What a block takes is given back if the block fails. No other owner loses an address by that.
+    What a block takes is given back if the block fails, as soon as the store takes it. No other owner loses an address
+    by that. The caller holds the lock of the network.
     """
 
-    def __init__(self, allocator: Allocator, segments: ConflictDetection, drivers: Drivers) -> None:
+    def __init__(
+        self, allocator: Allocator, segments: ConflictDetection, drivers: Drivers, refused: RefusedReleases
+    ) -> None:
+        self._refused = refused
         self._drivers = drivers
         self._allocator = allocator
         self._conflict_detection = segments
@@ -69,6 +75,7 @@ class Addressing:
 
         `removal`: returns the command that removes a network, by its id.
         """
+        await self._refused.settle(net.id)
         async with AsyncExitStack() as undo:
             subnets: list[Subnet] = []
             pools: list[str] = []
@@ -114,10 +121,10 @@ class Addressing:
             raise NetplugError("exists", words, hint=hint)
         else:
             await self._allocator.bind(held.id, net.id)
-        undo.push_async_callback(self._allocator.unbind, held.id, net.id)
+        self._later(undo, net.id, self._allocator.unbind, held.id, net.id)
         if net.options.sticky:
             await self._allocator.set_sticky(held.id, net.options.sticky)
-            undo.push_async_callback(self._allocator.set_sticky, held.id, 0)
+            self._later(undo, net.id, self._allocator.set_sticky, held.id, 0)
         return held
 
     async def _reserve(
@@ -167,17 +174,18 @@ class Addressing:
         """Lease an address to a network. If we are Docker's IPAM driver, Docker has leased it already."""
         lease = self._allocator.lease(pool.id, address) if address is not None else None
         if lease is not None and lease.owner.kind is not OwnerKind.ENDPOINT and not lease.owner.id:
-            await self._reassign(lease, owner, undo)
+            given = await self._allocator.assign(lease.pool, lease.address, owner)
+            self._later(undo, owner.id, self._return, given, lease.owner)
             return lease.address
         lease = await self._allocator.request_address(pool.id, address=address, owner=owner)
-        undo.push_async_callback(self._release, lease)
+        self._later(undo, owner.id, self._release, lease)
         return lease.address
 
-    async def _reassign(self, lease: Lease, owner: Owner, undo: AsyncExitStack) -> Lease:
-        """Give a lease to another owner, and back if the block fails."""
-        given = await self._allocator.assign(lease.pool, lease.address, owner)
-        undo.push_async_callback(self._return, given, lease.owner)
-        return given
+    def _later(
+        self, undo: AsyncExitStack, network: str, release: Callable[..., Awaitable[object]], *args: object
+    ) -> None:
+        """Have something given back if a block fails, or as soon afterwards as the store takes it."""
+        undo.push_async_callback(self._refused.attempt, network, partial(release, *args))
 
     def _has(self, lease: Lease) -> bool:
         """Tell whether the owner is still the same; the lease may have ended since."""
@@ -195,28 +203,31 @@ class Addressing:
     async def release_network(self, record: NetworkRecord, others: Collection[NetworkRecord]) -> None:
         """Release a network's pools, and its leases in pools that Docker or another network still holds."""
         for pool in dict.fromkeys(record.pools):
-            await self._release_pool(record, pool, others)
+            await self._refused.attempt(record.network.id, partial(self._release_pool, record, pool, others))
 
     async def give_back(self, before: NetworkRecord, now: NetworkRecord, others: Collection[NetworkRecord]) -> None:
         """Release the pools that a changed network has no more, and the addresses that it retains no longer."""
+        ident = before.network.id
         for pool in now.pools if before.network.options.sticky and not now.network.options.sticky else ():
-            await self._allocator.set_sticky(pool, 0)
+            await self._refused.attempt(ident, partial(self._allocator.set_sticky, pool, 0))
+        rest = [it for it in others if it.network.id != ident]
         for pool in dict.fromkeys(before.pools):
             if pool not in now.pools:
-                await self._release_pool(before, pool, [it for it in others if it.network.id != before.network.id])
+                await self._refused.attempt(ident, partial(self._release_pool, before, pool, rest))
 
     def external(self, pools: Collection[str]) -> bool:
         """Tell whether another IPAM gives out the addresses of any of these pools."""
         found = (self._allocator.pool(ident) for ident in pools)
         return any(pool is not None and pool.space == EXTERNAL for pool in found)
 
-    async def retain(self, pools: Collection[str], seconds: int, undo: AsyncExitStack) -> None:
-        """Have released addresses of pools retained for so long; 0: as long as before. `undo` sets it back."""
+    async def retain(self, network: str, pools: Collection[str], seconds: int, undo: AsyncExitStack) -> None:
+        """Have released addresses of a network's pools retained for so long; 0: as before. `undo` sets it back."""
+        await self._refused.settle(network)
         for ident in pools if seconds else ():
             pool = self._allocator.pool(ident)
             if pool is not None and pool.sticky_s != seconds:
                 await self._allocator.set_sticky(ident, seconds)
-                undo.push_async_callback(self._allocator.set_sticky, ident, pool.sticky_s)
+                self._later(undo, network, self._allocator.set_sticky, ident, pool.sticky_s)
 
     async def _release_pool(self, record: NetworkRecord, pool: str, others: Collection[NetworkRecord]) -> None:
         """Release one pool of a network with its leases there."""
@@ -261,6 +272,7 @@ class Addressing:
             yield Leased((), ())
             return
         owner = Owner(OwnerKind.ENDPOINT, spec.id, spec.name)
+        await self._refused.settle(record.network.id)
         async with AsyncExitStack() as undo:
             leased: list[Lease] = []
             chosen: list[IPAddress] = [address.ip for address in spec.addresses] or list(wanted)
@@ -296,7 +308,7 @@ class Addressing:
             return lease if owner.name == lease.owner.name else replace(lease, mac="")
         kept = self._allocator.retained_for(pool, owner, address)
         lease = await self._conflict_detection.request(pool, address, owner, net=record.network)
-        undo.push_async_callback(self._give_back, lease, kept)
+        self._later(undo, record.network.id, self._give_back, lease, kept)
         return lease
 
     async def _give_back(self, lease: Lease, kept: Lease | None) -> None:

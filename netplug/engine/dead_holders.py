@@ -7,6 +7,7 @@ from typing import TypeVar
 
 import structlog
 
+from netplug.drivers import port_ranges
 from netplug.drivers.api import PortMapping
 from netplug.drivers.naming import short
 from netplug.engine.happenings import because
@@ -14,7 +15,7 @@ from netplug.engine.port_matching import on_hosts, overlap
 from netplug.engine.records import EndpointRecord, FrontEnd
 from netplug.engine.registry import Registry
 from netplug.errors import NetplugError
-from netplug.kernel.api import HostKernel
+from netplug.kernel.api import IN_USE, HostKernel
 
 log = structlog.get_logger(__name__)
 
@@ -102,6 +103,19 @@ class DeadHolders:
                 return True
             await asyncio.sleep(_POLL_S)
         return False
+
+    def with_holder(self, error: NetplugError, built: EndpointRecord, ports: Sequence[PortMapping]) -> NetplugError:
+        """Return the error of a taken port with the name of the endpoint that has it, if it is one of ours."""
+        what, here, _ = error.message.partition(IN_USE)
+        for single in (single for mapping in ports for single in port_ranges.singles(mapping) if here):
+            if f":{single.host_port}/{single.proto}" not in what:
+                continue
+            for other in self._registry.endpoints():
+                if other.key != built.key and holds(other, [single]):
+                    net = self._registry.find_network(other.endpoint.network)
+                    words = f"{what}{here} by {other.called} of network {(net.network.name if net else '?')!r}"
+                    return NetplugError(error.kind, words, hint=error.hint)
+        return error
 
 
 def holds(holder: EndpointRecord, wanted: Sequence[PortMapping]) -> bool:

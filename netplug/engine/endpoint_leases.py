@@ -7,6 +7,7 @@ So wherever the process dies, nobody else gets the address before Docker release
 
 from collections.abc import Iterator
 from contextlib import suppress
+from functools import partial
 
 import structlog
 
@@ -14,6 +15,7 @@ from netplug.drivers.codec import decode
 from netplug.drivers.naming import mac_of_address, short
 from netplug.engine.journal import Journal
 from netplug.engine.records import ENDPOINTS, EndpointRecord, FrontEnd
+from netplug.engine.refused_releases import RefusedReleases
 from netplug.engine.registry import Registry
 from netplug.ipam.allocator import Allocator
 from netplug.ipam.errors import IpamError
@@ -27,11 +29,14 @@ log = structlog.get_logger(__name__)
 class EndpointLeases:
     """Gives leases to endpoints with a record, and takes them back."""
 
-    def __init__(self, registry: Registry, journal: Journal, allocator: Allocator, store: Store) -> None:
+    def __init__(
+        self, registry: Registry, journal: Journal, allocator: Allocator, store: Store, refused: RefusedReleases
+    ) -> None:
         self._registry = registry
         self._journal = journal
         self._allocator = allocator
         self._store = store
+        self._refused = refused
 
     async def settle(self, record: EndpointRecord) -> None:
         """Give an endpoint with a record the addresses that were requested for it. Repeating it has no effect.
@@ -59,11 +64,13 @@ class EndpointLeases:
                     await self._return(record, lease)
 
     async def release(self, record: EndpointRecord) -> None:
-        """Give the addresses of a deleted endpoint back. A sticky network retains them for the endpoint's name.
+        """Give the addresses of a deleted endpoint back, as soon as the store takes it.
 
-        Raises:
-            StoreError: the store refuses.
+        A sticky network retains them for the endpoint's name. The caller holds the lock of the network.
         """
+        await self._refused.attempt(record.endpoint.network, partial(self._release, record))
+
+    async def _release(self, record: EndpointRecord) -> None:
         for lease in self._leases(record):
             if self._is_requested(record, lease):
                 await self._return(record, lease)

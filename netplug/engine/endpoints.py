@@ -32,6 +32,7 @@ from netplug.engine.records import (
     FrontEnd,
     NetworkRecord,
 )
+from netplug.engine.refused_releases import RefusedReleases
 from netplug.engine.registry import Registry, put
 from netplug.engine.sandboxes import is_there
 from netplug.engine.way_out import WayOut, tolerant
@@ -63,10 +64,12 @@ class Endpoints:
         publishing: Publishing,
         lost_answers: LostAnswers,
         endpoint_leases: EndpointLeases,
+        refused: RefusedReleases,
     ) -> None:
         self._registry = registry
         self._lost_answers = lost_answers
         self._endpoint_leases = endpoint_leases
+        self._refused = refused
         self._journal = journal
         self._addressing = addressing
         self._kernel = kernel
@@ -103,14 +106,21 @@ class Endpoints:
             return await self._told(await self._builder.create(record, spec, wanted))
 
     async def _told(self, built: EndpointRecord) -> EndpointRecord:
-        """Give a new endpoint what Docker requested for it, and tell the listener; if that fails, it is deleted."""
+        """Give a new endpoint what Docker requested for it, and tell the listener; if that fails, it is deleted.
+
+        If the store refuses that, too, it is deleted as soon as it can be.
+        """
         try:
             await self._endpoint_leases.settle(built)
             await self.listener.joined(built)
         except Exception:
-            await self.drop(built)
+            await self._refused.attempt(built.endpoint.network, partial(self._drop_untold, built))
             raise
         return built
+
+    async def _drop_untold(self, built: EndpointRecord) -> None:
+        if self._registry.find(built.endpoint.network, built.endpoint.id) is built:
+            await self.drop(built)
 
     async def _drop_superseded(self, spec: EndpointSpec, record: NetworkRecord) -> None:
         if spec.front_end is not FrontEnd.DOCKER:

@@ -6,7 +6,7 @@ building and for taking down, so recovery has one case.
 
 import asyncio
 import secrets
-from collections.abc import Awaitable, Callable, Collection, Container, Sequence
+from collections.abc import Awaitable, Callable, Collection, Container, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import structlog
@@ -54,6 +54,8 @@ class Journal:
         self._open: dict[str, Intent] = {}
         self._keys: dict[str, frozenset[str]] = {}
         self._left: dict[str, Intent] = {}
+        self._inherited: dict[str, Plan] = {}
+        """By intent: what others left of its objects, and could not be reverted when it began."""
         self._read = False
         # Left intents are reverted one at a time: a revert that runs while another task builds the same objects would
         # remove these.
@@ -79,18 +81,19 @@ class Journal:
         """Write an intent. `plan`: the objects that left intents no longer have."""
         begun = await aside(len(intent.plan), _put, key, intent)
         keys = frozenset(port_ranges.keys(plan)) if self._left or not self._read else frozenset()
-        if self._read and not self._touched(keys):
+        if self._read and not self._touched(keys, intent.drop):
             await self._store.txn((), (begun, *ops))
             return
         async with self._mending:
             await self._read_once()
-            touched = self._touched(keys)
+            touched = self._touched(keys, intent.drop)
             # What cannot be reverted now either stays left, except for these objects.
             kept = {
                 old: replace(left, plan=_without(left.plan, keys), drop=())
                 for old, left in touched.items()
                 if not await self._revert(left)
             }
+            inherited = [part for it in kept for part in _parts(touched[it].plan) if part.key in keys]
             kept = {old: left for old, left in kept.items() if left.plan}
             written = {op.key for op in ops}
             settled = {old for old in touched if old not in kept}
@@ -101,12 +104,18 @@ class Journal:
             for old in touched:
                 self._left.pop(old, None)
             self._left |= kept
+            if inherited:
+                self._inherited[key] = Plan(tuple(inherited))
 
-    def _touched(self, keys: Collection[str]) -> dict[str, Intent]:
-        """Return the left intents that have any of these objects."""
+    def _touched(self, keys: Collection[str], records: Collection[str]) -> dict[str, Intent]:
+        """Return the left intents that have any of these objects, or are to delete any of these records."""
         if not self._left:
             return {}
-        return {old: left for old, left in self._left.items() if any(it in keys for it in port_ranges.keys(left.plan))}
+        return {
+            old: left
+            for old, left in self._left.items()
+            if any(it in keys for it in port_ranges.keys(left.plan)) or not set(records).isdisjoint(left.drop)
+        }
 
     async def build(self, intent: Intent, plan: Plan | None = None) -> tuple[str, tuple[str, ...]]:
         """Apply an intent's plan. Return the intent's key, and the keys of steps that exist and are not ours.
@@ -121,7 +130,9 @@ class Journal:
         try:
             outcomes = await self._executor.apply(intent.plan if plan is None else plan, left)
         except BaseException:
-            await uncancellable(self._leave(key, Intent(intent.what, Plan(tuple(left)))) if left else self.commit(key))
+            left += self._inherited.pop(key, ())
+            undone = self._leave(key, Intent(intent.what, Plan(tuple(left)))) if left else self.commit(key)
+            await uncancellable(self._kept(intent, undone))
             raise
         return key, tuple(step for step, outcome in outcomes.items() if outcome is Outcome.USED)
 
@@ -135,6 +146,8 @@ class Journal:
                 if self._left.get(key) is intent:
                     await self._revert(intent)
             raise
+        finally:
+            self._inherited.pop(key, None)
         del self._open[key]
         log.debug("intent.done", intent=key)
 
@@ -149,17 +162,21 @@ class Journal:
         """Do `ops`, revert an intent's plan, do `then`, which does not fail, and delete its records.
 
         `ops` and the intent are one transaction: after a crash, recovery follows the new records. What could not be
-        reverted stays in the journal, and `recover` retries it. The caller's object is gone in any case, as Docker and
-        CNI expect of a delete.
+        reverted, or the store does not note, stays in the journal, and `recover` retries it. The caller's object is
+        gone in any case, as Docker and CNI expect of a delete.
+
+        Raises:
+            StoreError: of `ops`; nothing was changed.
         """
         key = await self.begin(intent, ops)
         deletes = tuple(Delete(name) for name in intent.drop)
         reverted = await self._revert(intent)
         await then()
-        if reverted:
-            await self.commit(key, deletes, durable=durable)
-            return
-        await self._leave(key, replace(intent, drop=()), deletes, durable=durable)
+        rest = replace(intent, drop=())
+        end = (
+            self.commit(key, deletes, durable=durable) if reverted else self._leave(key, rest, deletes, durable=durable)
+        )
+        await self._kept(intent, end)
 
     async def move(
         self, gone: Intent, new: Plan, ops: Sequence[Put | Delete], written: Callable[[], None]
@@ -199,16 +216,23 @@ class Journal:
 
     async def _end(self, key: str, gone: Intent) -> None:
         """Revert and clear an intent. What could not be reverted or cleared stays, and `recover` retries it."""
+        await self._kept(gone, self.commit(key) if await self._revert(gone) else self._leave(key, gone))
+
+    async def _kept(self, intent: Intent, end: Awaitable[None]) -> None:
+        """End an intent whose outcome is settled; if the store refuses that, it is kept, and `recover` retries it."""
         try:
-            await (self.commit(key) if await self._revert(gone) else self._leave(key, gone))
-        except StoreError as error:  # what was asked for is done
-            log.warning("intent.kept", what=gone.what, error=str(error))
+            await end
+        except StoreError as error:
+            log.warning("intent.kept", what=intent.what, error=str(error))
 
     async def _leave(self, key: str, left: Intent, ops: Sequence[Delete] = (), *, durable: bool = False) -> None:
         """Do `ops`, and leave the rest of an intent to `recover`."""
         del self._open[key]
-        self._left[key] = left
+        self._inherited.pop(key, None)
+        self._left[key] = refused = replace(left, drop=tuple(op.key for op in ops))
         await self._store.txn((), (*ops, _put(key, left)), durable=durable)
+        if self._left.get(key) is refused:
+            self._left[key] = left
 
     def changing(self) -> frozenset[str]:
         """Return the keys of the steps that are being applied or reverted now."""
@@ -290,7 +314,11 @@ def _keys(intent: Intent) -> frozenset[str]:
 
 
 def _without(plan: Plan, keys: Container[str]) -> Plan:
-    return Plan(tuple(part for step in plan for part in port_ranges.each(step) if part.key not in keys))
+    return Plan(tuple(part for part in _parts(plan) if part.key not in keys))
+
+
+def _parts(plan: Plan) -> Iterator[Step]:
+    return (part for step in plan for part in port_ranges.each(step))
 
 
 def _put(key: str, intent: Intent) -> Put:

@@ -187,7 +187,7 @@ class NetworkUpdates:
         others = [other for other in self._registry.all_networks() if other.id != net.id]
         others += self._registry.quarantine.known()
         async with AsyncExitStack() as undo:
-            await self._addressing.retain(pools, net.options.sticky, undo)
+            await self._addressing.retain(net.id, pools, net.options.sticky, undo)
             with suppress(_DryRunError):
                 async with self._more_subnets(net, spec, others, host) as more:
                     net = replace(net, subnets=net.subnets + more.subnets)

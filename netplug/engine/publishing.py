@@ -1,6 +1,6 @@
 """Use cases of published ports. Host ports are reserved before any rule leads to them."""
 
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 
@@ -10,22 +10,23 @@ from netplug.drivers import port_ranges, shared_ports
 from netplug.drivers.api import Network, PortMapping
 from netplug.drivers.errors import DriverError
 from netplug.drivers.naming import short
-from netplug.drivers.plan import Plan
 from netplug.drivers.registry import Drivers
 from netplug.drivers.steps import Proto
+from netplug.engine import port_moves
 from netplug.engine.convergence import Change
-from netplug.engine.dead_holders import DeadHolders, holds
+from netplug.engine.dead_holders import DeadHolders
 from netplug.engine.journal import Intent, Journal
 from netplug.engine.planning import Planner
 from netplug.engine.port_matching import missing, on_hosts, still
+from netplug.engine.port_moves import Move
 from netplug.engine.port_reservation import Chosen, Inherited, Sharing, addresses, in_order, reserved
 from netplug.engine.records import Caller, EndpointRecord, NetworkRecord
-from netplug.engine.registry import Record, Registry, put
+from netplug.engine.registry import Record, Registry
 from netplug.engine.sandboxes import is_there
 from netplug.errors import NetplugError
-from netplug.kernel.api import IN_USE, HostKernel
+from netplug.kernel.api import HostKernel
 from netplug.kernel.host.api import Reservations
-from netplug.store.api import Put
+from netplug.store.api import StoreError
 from netplug.tasks.turns import aside
 from netplug.tasks.uncancellable import uncancellable
 
@@ -54,6 +55,8 @@ class Publishing:
         self.dead_holders = DeadHolders(registry, kernel)
         self.lost: dict[str, Mapping[PortMapping, str]] = {}
         """By endpoint: ports that it should publish by now, and why it does not."""
+        self._behind: dict[str, str] = {}
+        """Networks whose ports do not follow from their records, since the store refuses, and why."""
         self._sharing = Sharing(registry)
         self._chosen = Chosen()
         registry.watchers.append(self._changed)
@@ -129,42 +132,33 @@ class Publishing:
                     work = reserved(self._kernel, built.endpoint, ports, theirs, had)
                     published = await held.enter_async_context(work)
                 except NetplugError as exc:
-                    raise self.with_holder(exc, built, ports) from exc
+                    raise self.dead_holders.with_holder(exc, built, ports) from exc
                 open_ = replace(built, published=in_order((*built.published, *published)))
                 yield await aside(len(published), self.planned, net, open_)
-
-    def with_holder(self, error: NetplugError, built: EndpointRecord, ports: Sequence[PortMapping]) -> NetplugError:
-        """Return the error of a taken port with the name of the endpoint that has it, if it is one of ours."""
-        what, here, _ = error.message.partition(IN_USE)
-        for single in (single for mapping in ports for single in port_ranges.singles(mapping) if here):
-            if f":{single.host_port}/{single.proto}" not in what:
-                continue
-            for other in self._registry.endpoints():
-                if other.key != built.key and holds(other, [single]):
-                    net = self._registry.find_network(other.endpoint.network)
-                    words = f"{what}{here} by {other.called} of network {(net.network.name if net else '?')!r}"
-                    return NetplugError(error.kind, words, hint=error.hint)
-        return error
 
     def planned(self, net: Network, record: EndpointRecord) -> EndpointRecord:
         """Return an endpoint with the plan of the ports that it says are in force."""
         return replace(record, exposed=self._planner.exposed(net, record))
 
-    async def grow(self, *moves: tuple[EndpointRecord, EndpointRecord]) -> None:
+    async def grow(self, *moves: Move) -> None:
         """Publish more ports of endpoints of one network, whose lock the caller holds: all or none.
 
         `moves`: each endpoint before and after; the later plan has all objects of the former.
         """
-        more = await aside(sum(len(new.exposed) for _, new in moves), _added, moves)
-        key, _ = await self._journal.build(Intent(_what(moves), more))
-        await self._journal.commit(key, await aside(len(more), _puts, moves))
+        more = await aside(sum(len(new.exposed) for _, new in moves), port_moves.added, moves)
+        key, _ = await self._journal.build(Intent(port_moves.described(moves), more))
+        await self._journal.commit(key, await aside(len(more), port_moves.puts, moves))
         for _, new in moves:
             self._registry.remember(new)
 
-    async def shrink(self, *moves: tuple[EndpointRecord, EndpointRecord]) -> None:
+    async def shrink(self, *moves: Move) -> None:
         """Publish fewer ports, as `grow`; the later plan has no other objects than the former."""
-        gone = await aside(sum(len(old.exposed) for old, _ in moves), _added, [(new, old) for old, new in moves])
-        await self._journal.take_down(Intent(_what(moves), gone), await aside(len(gone), _puts, moves))
+        gone = await aside(
+            sum(len(old.exposed) for old, _ in moves), port_moves.added, [(new, old) for old, new in moves]
+        )
+        await self._journal.take_down(
+            Intent(port_moves.described(moves), gone), await aside(len(gone), port_moves.puts, moves)
+        )
         for _, new in moves:
             self._registry.remember(new)
 
@@ -174,16 +168,26 @@ class Publishing:
     async def converge(self, *network_ids: str) -> None:
         """Bring the published ports of networks to what follows from their records. No lock is held.
 
-        A port that cannot be published is in `lost`, and tried again by `regain`. Endpoints that are as they should be
-        are not touched.
+        A port that cannot be published is in `lost`, and tried again by `regain`; so are networks whose ports the store
+        refuses to change. Endpoints that are as they should be are not touched.
         """
-        for ident in network_ids:
-            async with self._registry.lock(ident):
-                if found := self._registry.find_network(ident):
-                    every = self._registry.endpoints(ident)
-                    records = [it for it in every if it.endpoint.ports or it.added or it.exposed]
-                    await self._fill_all(found.network, await self._shrunk(found.network, records))
+        self._behind |= dict.fromkeys(network_ids, "")
         await self.regain()  # other endpoints of these containers may publish what these do not any more
+
+    async def _follow(self, ident: str) -> None:
+        """Bring the ports of a network to what follows, unless the store refuses."""
+        async with self._registry.lock(ident):
+            found = self._registry.find_network(ident)
+            every = self._registry.endpoints(ident) if found else ()
+            records = [it for it in every if it.endpoint.ports or it.added or it.exposed]
+            try:
+                if found:
+                    await self._fill_all(found.network, await self._shrunk(found.network, records))
+            except StoreError as exc:
+                self._behind[ident] = str(exc)
+                log.warning("ports.behind", network=short(ident), error=str(exc))
+            else:
+                self._behind.pop(ident, None)
 
     def preview(self, record: NetworkRecord) -> list[Change]:
         """Return what `converge` will do when a network is as this record says, if no port is taken."""
@@ -225,7 +229,9 @@ class Publishing:
 
     @uncancellable
     async def regain(self) -> None:
-        """Publish `lost` ports that are free by now. No lock is held."""
+        """Publish `lost` ports that are free by now, and unpublish what is due. No lock is held."""
+        for ident in list(self._behind):
+            await self._follow(ident)
         lacking = {record.key: record for record in self._sharing.lacking(self._wanted)}
         lacking |= {record.key: record for record in self._registry.endpoints() if self._lacks(record)}
         self.lost = {key: self.lost[key] for key in lacking if key in self.lost}
@@ -350,12 +356,16 @@ class Publishing:
         """Note which wanted ports of an endpoint are not published, and why."""
         before = self.lost.pop(found.key, {})
         if lost:
-            self.lost[found.key] = {it: self.with_holder(exc, found, [it]).message for it, exc in lost.items()}
+            self.lost[found.key] = {
+                it: self.dead_holders.with_holder(exc, found, [it]).message for it, exc in lost.items()
+            }
         if self.lost.get(found.key, {}) != before:
             log.warning("ports.lost", endpoint=short(found.endpoint.id), ports=[*map(str, lost)])
 
     def missed(self, network_id: str) -> Iterator[str]:
-        """Yield in words which ports of a network should be published by now and are not, and why."""
+        """Yield in words which ports of a network are not published as they should be by now, and why."""
+        if why := self._behind.get(network_id):
+            yield f"published ports do not follow yet: {why}"
         for record in self._registry.endpoints(network_id):
             for port, why in self.lost.get(record.key, {}).items():
                 yield f"port {port} of {record.name or short(record.endpoint.id)} is not published: {why}"
@@ -384,17 +394,3 @@ class Publishing:
         await self.shrink((built, hidden))
         self.forget_lost(hidden)
         return hidden
-
-
-def _added(moves: Iterable[tuple[EndpointRecord, EndpointRecord]]) -> Plan:
-    """Return what the later records of pairs publish, and the former do not."""
-    return Plan(tuple(it for old, new in moves for it in port_ranges.less(new.exposed, port_ranges.keys(old.exposed))))
-
-
-def _puts(moves: Iterable[tuple[EndpointRecord, EndpointRecord]]) -> list[Put]:
-    return [put(new) for _, new in moves]
-
-
-def _what(moves: Sequence[tuple[EndpointRecord, EndpointRecord]]) -> str:
-    first = moves[0][0].endpoint
-    return f"ports of endpoint {short(first.id)}" if len(moves) == 1 else f"ports of network {short(first.network)}"
