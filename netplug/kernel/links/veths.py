@@ -4,6 +4,7 @@ A pair is created as `bridges` creates links: without looking first.
 """
 
 import errno
+import time
 from collections.abc import Collection, Mapping
 
 from netplug.drivers.naming import mark
@@ -33,10 +34,12 @@ from netplug.kernel.netlink.connection import (
     u8,
     u32,
 )
-from netplug.kernel.netlink.rtnl import IFF_UP, IFINFO, Link
+from netplug.kernel.netlink.rtnl import CARRIES, IFF_LOWER_UP, IFF_UP, IFINFO, Link
 
 _VETH_INFO_PEER = 1
 _SIDE = "sandbox side: "
+_CARRIER_S, _LOOK_S = 0.2, 0.001
+"""How long the kernel is waited for that gives a link its carrier, and how often it is asked."""
 _ONE_QUEUE = u32(rtnl.IFLA_NUM_TX_QUEUES, 1) + u32(rtnl.IFLA_NUM_RX_QUEUES, 1)
 """A veth uses one queue in each direction. By default, newer kernels allocate one for each CPU, for later use by
 ``ethtool -L``, which takes a third of the time to create a pair."""
@@ -89,6 +92,23 @@ def _set_up(nl: Netlink, step: Veth, inside: Netlink) -> None:
             inside.request(RTM_NEWLINK, by_name(step.peer, IFF_UP))
     except NetlinkError as error:
         raise StepError("internal", step, f"kernel refused link {step.peer!r}: {error.strerror}") from error
+    if step.netns:
+        _wait_for_carrier(nl, step.name, step.master)
+
+
+def _wait_for_carrier(nl: Netlink, *names: str) -> None:
+    """Wait until links that have got a carrier pass frames, in this order: a port, then its bridge.
+
+    A work queue of the kernel sees to that (net/core/link_watch.c), which on a busy host comes to it tens of
+    milliseconds later. Until then the port is disabled, and drops what is sent to a container that counts as connected.
+    Since Linux 6.8 a question for a link does it at once (rtnl_getlink), so that there is nothing to wait for.
+    """
+    deadline = time.monotonic() + _CARRIER_S
+    for name in filter(None, names):
+        while (found := rtnl.link(nl, name)) and found.flags & CARRIES == IFF_LOWER_UP:
+            if time.monotonic() > deadline:
+                return
+            time.sleep(_LOOK_S)
 
 
 def veth_differences(
