@@ -64,6 +64,7 @@ from netplug.kernel.host.resolution import HostResolution
 from netplug.kernel.host.runtime_reservations import PortReservations
 from netplug.kernel.host.sysctl_watch import SysctlWatch
 from netplug.kernel.links import handlers as links
+from netplug.kernel.links import limit_handlers as limits
 from netplug.kernel.links.announcements import Announcements
 from netplug.kernel.links.conflict_probe import SegmentProbe
 from netplug.kernel.links.forwarding_entries import ForwardingEntries
@@ -96,9 +97,9 @@ HANDLERS: Mapping[type[Step], Factory] = {
     Vxlan: links.VxlanHandler,
     Veth: links.VethHandler,
     Macvlan: links.MacvlanHandler,
-    Ifb: links.IfbHandler,
+    Ifb: limits.IfbHandler,
     Hairpin: links.HairpinHandler,
-    Shape: links.ShapeHandler,
+    Shape: limits.ShapeHandler,
     Address: links.AddressHandler,
     Route: links.RouteHandler,
     SourceRoute: links.SourceRouteHandler,
@@ -145,6 +146,7 @@ class LinuxKernel:
             self._is_own_work,
             self._forwarding.is_foreign_change,
             self._requests.hairpins.__contains__,
+            self._is_foreign_limit,
             self._announcements.on_carrier,
         )
         self.ports = PortReservations(self._ports)
@@ -309,6 +311,10 @@ class LinuxKernel:
         if process == PROBING:
             return True  # its tables end with it, and touch none of ours
         return self._tables.is_ours(generation) or any(it.is_own_commit() for it in self._iptables.values())
+
+    def _is_foreign_limit(self, link: str, port: int) -> bool:
+        """Return whether somebody else changed the limits of a link. `port`: of the socket that did, or that asked."""
+        return link in self._requests.limited and port not in {self._nl.port, self._survey.port}
 
     def _note_change(self) -> None:
         self._foreign.event.set()

@@ -8,7 +8,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from netplug.drivers.steps import Hairpin, Step, Veth
+from netplug.drivers.steps import Hairpin, Shape, Step, Veth
 from netplug.errors import NetplugError
 from netplug.kernel.api import Done, Outcome, StepError
 from netplug.kernel.handlers import Handler, Handlers, Lane, S
@@ -75,13 +75,15 @@ class RequestLane:
     """The thread, in the network namespace of the thread that first asks for something. Belongs to one event loop.
 
     `links`: how those are to be that are made, or were, and not removed, by name. `hairpins`: of ports that shall be in
-    hairpin mode. Both stay the same objects. `on_mtus`: told of the MTUs of veths before these are made.
+    hairpin mode. `limited`: those with limits of rates. They stay the same objects. `on_mtus`: told of the MTUs of
+    veths before these are made.
     """
 
     def __init__(self, handlers: Handlers, reaper: Reaper, on_mtus: Callable[[set[int]], None]) -> None:
         self.links: dict[str, LinkState] = {}
         self._on_mtus = on_mtus
         self.hairpins: set[str] = set()
+        self.limited: set[str] = set()
         self._handlers = handlers
         self._reaper = reaper
         self._worker = Worker()
@@ -100,7 +102,6 @@ class RequestLane:
         new = self._links(steps) - self.links.keys()
         for step in steps:
             self.note(step)
-        self.hairpins.update(step.link for step in steps if isinstance(step, Hairpin))
         try:
             while at < len(steps):
                 try:
@@ -130,6 +131,7 @@ class RequestLane:
         for name in self._links(steps):
             self.links.pop(name, None)
         self.hairpins.difference_update(step.link for step in steps if isinstance(step, Hairpin))
+        self.limited.difference_update(name for step in steps if isinstance(step, Shape) for name in _limited(step))
         sandboxes = Sandboxes(run_here)
         found: list[StepError | Rest | None] = []
         errors: list[Exception] = []
@@ -160,6 +162,10 @@ class RequestLane:
 
     def note(self, step: Step) -> None:
         """Note how the link of a step is to be, if it has one: what others make of it is a foreign change."""
+        if isinstance(step, Hairpin):
+            self.hairpins.add(step.link)
+        elif isinstance(step, Shape):
+            self.limited.update(_limited(step))
         if name := self._handler(step).link(step):
             self.links[name] = LinkState.wanted(step)
             if isinstance(step, Veth):
@@ -224,3 +230,8 @@ class RequestLane:
             rest()
         for there in done.before:
             self._handler(there).ensure(there, sandboxes)
+
+
+def _limited(step: Shape) -> tuple[str, str]:
+    """Return the links with buckets of a step."""
+    return step.link, step.ifb

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from netplug.drivers import firewall
-from netplug.drivers.steps import Address, Bridge, Element, Gate, Hairpin, Passage, Sysctl, Veth
+from netplug.drivers.steps import Address, Bridge, Element, Gate, Hairpin, Ifb, Passage, Shape, Sysctl, Veth
 from netplug.drivers.tables import NETWORKS
 from netplug.drivers.tunnel import NO_MAC, Fdb, Neighbour, Vxlan
 from netplug.kernel.api import Outcome, StepError
@@ -32,6 +32,7 @@ OURS = (BRIDGE, GATEWAY, VETH, TABLE, LED, GATE)
 VXLAN = Vxlan("npvtest", "fe:00:00:00:05:01", 1450, BRIDGE.name, 4097, ip_address("10.5.0.1"), 4789)
 FDB = Fdb(VXLAN.name, "02:00:00:00:06:02", ip_address("10.5.0.2"))
 NEIGHBOUR = Neighbour(BRIDGE.name, ip_address("10.9.0.2"), FDB.mac)
+MOVED = "02:00:00:00:02:08"
 STATIONS = (FDB, replace(FDB, mac=NO_MAC), NEIGHBOUR, replace(NEIGHBOUR, address=ip_address("fd00:9::2")))
 DEADLINE_S = 20
 QUIET_S = 0.2
@@ -293,6 +294,87 @@ async def test_mac_that_others_give_to_a_bridge_port_is_told(kernel: LinuxKernel
     assert [it.what for it in await kernel.drift(OURS)] == ["MAC is 02:00:00:00:00:77, not 02:00:00:00:01:01"]
     await kernel.ensure(OURS)
     assert await kernel.drift(OURS) == []
+    await expect_silence(kernel)
+
+
+@pytest.mark.parametrize(
+    ("command", "what"),
+    [
+        ("del {mac} dev {port} master", "the bridge has no static FDB entry for {mac}"),
+        ("replace {mac} dev {other} master static", "the bridge has no static FDB entry for {mac}"),
+        ("replace {mac} dev {port} master static", "the bridge has no static FDB entry for {mac}"),
+        (
+            "add 02:00:00:00:00:55 dev {port} master static sticky",
+            "the bridge has a static FDB entry for 02:00:00:00:00:55",
+        ),
+    ],
+)
+async def test_static_entry_that_others_change_is_told(kernel: LinuxKernel, command: str, what: str) -> None:
+    """Whether this process has made it, or an earlier one."""
+    pinned = replace(VETH, name="nphport", peer="npsport", mac="02:00:00:00:01:08", peer_mac=MOVED, pinned=True)
+    names = {"mac": pinned.peer_mac, "port": pinned.name, "other": VETH.name}
+    await kernel.ensure((pinned,))
+    await expect_silence(kernel)
+    run("bridge", "fdb", *command.format(**names).split())
+    await wait_for_word(kernel)
+    assert [it.what for it in await kernel.drift((VETH, pinned))] == [what.format(**names)]
+    await kernel.ensure((pinned,))
+    assert await kernel.drift((VETH, pinned)) == []
+    await expect_silence(kernel)
+    async with await LinuxKernel.open() as later:
+        assert await later.drift((VETH, pinned)) == []
+        run("bridge", "fdb", *command.format(**names).split())
+        await wait_for_word(later)
+        await later.ensure((pinned,))
+    await wait_for_word(kernel)
+    await kernel.ensure((replace(pinned, pinned=False),))
+    await expect_silence(kernel)
+    run("bridge", "fdb", "replace", pinned.peer_mac, "dev", VETH.name, "master", "static")
+    await expect_silence(kernel)
+    await kernel.remove((pinned,))
+    await expect_silence(kernel)
+
+
+BLOCK = Ifb("npitest", "02:00:00:00:03:01")
+LIMIT = Shape(VETH.name, BLOCK.name, (16_000_000, 4_000_000), (80_000, 80_000))
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        f"qdisc del dev {LIMIT.link} root",
+        f"qdisc del dev {LIMIT.link} ingress",
+        f"filter del dev {LIMIT.link} ingress",
+        f"qdisc change dev {LIMIT.link} root tbf rate 1gbit burst 128kb latency 25ms",
+        f"qdisc replace dev {LIMIT.link} root pfifo",
+        f"qdisc del dev {LIMIT.ifb} root",
+    ],
+)
+async def test_limit_that_others_change_is_told(kernel: LinuxKernel, command: str) -> None:
+    await kernel.ensure((BLOCK, LIMIT))
+    await expect_silence(kernel)
+    for _ in range(2):
+        run("tc", *command.split())
+        await wait_for_word(kernel)
+        assert [it.step for it in await kernel.drift((BLOCK, LIMIT))] == [LIMIT]
+        await kernel.ensure((LIMIT,))
+        assert await kernel.drift((BLOCK, LIMIT)) == []
+        await expect_silence(kernel)
+    async with await LinuxKernel.open() as later:
+        assert await later.drift((VETH, BLOCK, LIMIT)) == []
+        run("tc", *command.split())
+        await wait_for_word(later)
+
+
+async def test_limits_that_we_change_and_those_of_others_are_passed_over(kernel: LinuxKernel) -> None:
+    await kernel.ensure((BLOCK, LIMIT))
+    await kernel.ensure((replace(LIMIT, rate=(8_000_000, 0)),))
+    await kernel.ensure((LIMIT,))
+    run("tc", "qdisc", "add", "dev", BRIDGE.name, "root", "pfifo")
+    run("tc", "qdisc", "del", "dev", BRIDGE.name, "root")
+    await kernel.remove((LIMIT, BLOCK))
+    await expect_silence(kernel)
+    run("tc", "qdisc", "add", "dev", VETH.name, "root", "pfifo")
     await expect_silence(kernel)
 
 

@@ -8,6 +8,7 @@ we want no such entry.
 import socket
 from ipaddress import ip_address
 
+from netplug.drivers.steps import Veth
 from netplug.drivers.tunnel import NO_MAC, Fdb, Neighbour
 from netplug.kernel.links import neighbours
 from netplug.kernel.netlink.rtnl import AF_BRIDGE
@@ -21,6 +22,7 @@ class ForwardingEntries:
 
     def __init__(self) -> None:
         self._wanted: dict[str, Fdb | Neighbour] = {}
+        self._pins: dict[str, str] = {}
 
     def add(self, step: Fdb | Neighbour) -> None:
         """Note an entry that will be written next."""
@@ -29,6 +31,17 @@ class ForwardingEntries:
     def forget(self, step: Fdb | Neighbour) -> None:
         """Note that an entry will be removed next."""
         self._wanted.pop(step.key, None)
+
+    def pin(self, step: Veth) -> None:
+        """Note which MAC has a static entry at a port, if one has."""
+        if step.pinned:
+            self._pins[step.name] = step.peer_mac.lower()
+        else:
+            self.unpin(step)
+
+    def unpin(self, step: Veth) -> None:
+        """Note that a port is removed next, or learns MACs."""
+        self._pins.pop(step.name, None)
 
     def is_foreign_change(self, kind: int, body: bytes) -> bool:
         """Return whether a notification shows that another process changed an entry of ours.
@@ -43,9 +56,20 @@ class ForwardingEntries:
         if body[0] != AF_BRIDGE:
             neighbour = self._wanted.get(Neighbour(link, entry.dst, entry.mac).key) if entry.dst else None
             return neighbour is not None and (kind == DELNEIGH or not entry.permanent or entry.mac != neighbour.mac)
+        if entry.master and self._unpins(kind, link, entry):
+            return True
         wanted = self._wanted.get(Fdb(link, entry.mac, entry.dst or _NO_VTEP).key)
         if not isinstance(wanted, Fdb) or kind == DELNEIGH:
             return wanted is not None
         if entry.master:
             return not entry.sticky
         return entry.mac != NO_MAC and entry.dst != wanted.vtep
+
+    def _unpins(self, kind: int, link: str, entry: neighbours.Entry) -> bool:
+        """Tell whether a port has lost its static entry, or got another one. `link`: where the entry leads to."""
+        pin = self._pins.get(link)
+        if entry.mac == pin:
+            return kind == DELNEIGH or not entry.sticky
+        if kind == DELNEIGH or not entry.static:
+            return False
+        return (pin is not None and entry.sticky) or entry.mac in self._pins.values()

@@ -15,7 +15,6 @@ from netplug.drivers.steps import (
     IPNetwork,
     Macvlan,
     Route,
-    Shape,
     SourceRoute,
     Step,
     Veth,
@@ -23,7 +22,7 @@ from netplug.drivers.steps import (
 from netplug.drivers.tunnel import Fdb, Neighbour, Vxlan
 from netplug.kernel.api import MISSING, Done, Outcome
 from netplug.kernel.context import Context
-from netplug.kernel.links import addresses, bridges, macvlan, neighbours, ports, shaping, source_routes, veths, vxlan
+from netplug.kernel.links import addresses, bridges, macvlan, neighbours, ports, source_routes, veths, vxlan
 from netplug.kernel.links.differences import Difference
 from netplug.kernel.links.rollback import LinkRenamedError
 from netplug.kernel.netlink.connection import Netlink
@@ -104,8 +103,23 @@ class BridgeHandler(LinkHandler[Bridge]):
 class VethHandler(LinkHandler[Veth]):
     """veth pairs."""
 
+    def __init__(self, context: Context) -> None:
+        super().__init__(context)
+        self._entries = context.forwarding
+
+    def note_existing(self, step: Veth) -> None:
+        """Have its loss told, and that of its static FDB entry."""
+        super().note_existing(step)
+        self._entries.pin(step)
+
+    def remove(self, step: Veth, sandboxes: Sandboxes) -> Rest | None:
+        """Have it deleted."""
+        self._entries.unpin(step)
+        return super().remove(step, sandboxes)
+
     def make(self, step: Veth, sandboxes: Sandboxes) -> Outcome:
         """Apply the step."""
+        self._entries.pin(step)
         hairpin = step.name in self._requests.hairpins
         outcome = veths.ensure_veth(self.nl, step, sandboxes.get, hairpin=hairpin)
         if step.netns and outcome is Outcome.CREATED:
@@ -195,38 +209,6 @@ class VxlanHandler(LinkHandler[Vxlan]):
         return _words(vxlan.differences(step, found, master))
 
 
-class IfbHandler(LinkHandler[Ifb]):
-    """Intermediate functional blocks."""
-
-    def make(self, step: Ifb, sandboxes: Sandboxes) -> Outcome:  # noqa: ARG002
-        """Apply the step."""
-        return shaping.ensure_ifb(self.nl, step)
-
-    def drift(self, step: Ifb, survey: Survey) -> str:
-        """Compare it."""
-        return shaping.ifb_drift(step, survey.link(step.name))
-
-
-class ShapeHandler(RequestHandler[Shape]):
-    """Limits of links."""
-
-    def ensure(self, step: Shape, sandboxes: Sandboxes) -> Outcome:  # noqa: ARG002
-        """Apply the step."""
-        return shaping.ensure(self.nl, step)
-
-    def remove(self, step: Shape, sandboxes: Sandboxes) -> None:  # noqa: ARG002
-        """Remove it."""
-        shaping.remove(self.nl, step)
-
-    def drift(self, step: Shape, survey: Survey) -> str:
-        """Compare it."""
-        return survey.dump(_shapes).drift(step, survey.host.links)
-
-
-def _shapes(survey: Survey, nl: Netlink) -> shaping.Found:
-    return shaping.Found.of(nl, survey.of(Shape), survey.host.links)
-
-
 class HairpinHandler(RequestHandler[Hairpin]):
     """Hairpin mode of bridge ports."""
 
@@ -236,7 +218,7 @@ class HairpinHandler(RequestHandler[Hairpin]):
 
     def note_existing(self, step: Hairpin) -> None:
         """Have its loss told."""
-        self._requests.hairpins.add(step.link)
+        self._requests.note(step)
 
     def ensure(self, step: Hairpin, sandboxes: Sandboxes) -> Outcome:  # noqa: ARG002
         """Apply the step."""

@@ -61,9 +61,14 @@ class Entry:
         return bool(self.state & _PERMANENT)
 
     @property
+    def static(self) -> bool:
+        """Whether the bridge was told of it (NUD_NOARP)."""
+        return bool(self.state & _NOARP)
+
+    @property
     def sticky(self) -> bool:
         """Whether it is a static FDB entry that does not move to another port (NTF_STICKY)."""
-        return bool(self.state & _NOARP and self.flags & _STICKY)
+        return self.static and bool(self.flags & _STICKY)
 
 
 @dataclass(frozen=True, slots=True)

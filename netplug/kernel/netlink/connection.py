@@ -206,6 +206,11 @@ class Netlink:
     ) -> None:
         self.close()
 
+    @property
+    def port(self) -> int:
+        """Return what tells its messages from those of others (netlink(7), nl_pid); 0 before the first one."""
+        return int(self.sock.getsockname()[0])
+
     def request(self, kind: int, payload: bytes, flags: int = 0) -> None:
         """Send a request and wait for its acknowledgement.
 

@@ -1,11 +1,11 @@
 """Notifications of foreign changes to our kernel objects.
 
 We watch links (deleted, renamed, set down, with another MTU, MAC or trait), deleted addresses and the routes that the
-kernel made with them, flags of bridge ports, changed FDB entries and neighbours (rtnetlink(7)), whether the host
-forwards (RTM_NEWNETCONF), and commits of nf_tables (``NFT_MSG_NEWGEN``). The kernel also tells our own changes. So we
-ignore links whose removal was requested, flags that we took ourselves, links and entries that become as we want them
-(see `forwarding_entries`), and commits while iptables runs for us. Of iptables-legacy there are no notifications; see
-`legacy_watch`.
+kernel made with them, flags of bridge ports, changed FDB entries and neighbours (rtnetlink(7)), limits of rates,
+whether the host forwards (RTM_NEWNETCONF), and commits of nf_tables (``NFT_MSG_NEWGEN``). The kernel also tells our own
+changes. So we ignore links whose removal was requested, flags that we took ourselves, links and entries that become as
+we want them (see `forwarding_entries`), limits that our own socket set, and commits while iptables runs for us. Of
+iptables-legacy there are no notifications; see `legacy_watch`.
 
 Addresses and MTUs of foreign links are watched as well, since tunnels depend on them. Creating a veth pair causes
 dozens of messages of a kilobyte each. A socket filter drops most of them: all of a veth with the MTU of a network.
@@ -19,6 +19,7 @@ import socket
 import struct
 import sys
 from collections.abc import Callable, Collection, Mapping
+from contextlib import suppress
 
 from netplug.drivers.naming import MARK, PORTS
 from netplug.kernel.host.socket_filters import attach
@@ -31,8 +32,12 @@ from netplug.kernel.netlink.rtnl import CARRIES, IFF_NOARP, IFF_UP, IFLA_GROUP, 
 from netplug.tasks.signal import Signal
 
 DELLINK, _RTM_NEWADDR, _RTM_DELADDR = 17, 20, 21
-GROUPS = 0x1 | 0x4 | 0x10 | 0x100 | 1 << 23 | 1 << 24
-"""RTMGRP_LINK, _NEIGH, _IPV4_IFADDR, _IPV6_IFADDR; RTNLGRP_IPV4_NETCONF, _IPV6_NETCONF."""
+GROUPS = 0x1 | 0x4 | 0x8 | 0x10 | 0x100 | 1 << 23 | 1 << 24
+"""RTMGRP_LINK, _NEIGH, _TC, _IPV4_IFADDR, _IPV6_IFADDR; RTNLGRP_IPV4_NETCONF, _IPV6_NETCONF."""
+_LIMITS = frozenset({36, 37, 44, 45})
+"""RTM_NEWQDISC, RTM_DELQDISC, RTM_NEWTFILTER, RTM_DELTFILTER."""
+_PORT_AT = 12
+"""Where the port of the socket is, in the head of a message, whose request it tells of (netlink(7), nlmsg_pid)."""
 _ROUTE_GROUPS = 0x40 | 0x400
 """RTMGRP_IPV4_ROUTE, _IPV6_ROUTE."""
 _RTA_DST, _RTA_OIF = 1, 4
@@ -66,6 +71,7 @@ class ForeignChanges:
         is_own_work: returns whether a ruleset generation is of our own commit; is given the name of the process too.
         is_foreign_change: returns whether an FDB or neighbour notification, by type and body, is a foreign change.
         wants_hairpin: returns whether a bridge port, by name, shall be in hairpin mode.
+        is_foreign_limit: returns whether a change of a link's limits, by its name and the port of a socket, is foreign.
         on_carrier: called with the name of a link that has a carrier, on each change of it.
     """
 
@@ -75,6 +81,7 @@ class ForeignChanges:
         is_own_work: Callable[[int, str], bool],
         is_foreign_change: Callable[[int, bytes], bool],
         wants_hairpin: Callable[[str], bool],
+        is_foreign_limit: Callable[[str, int], bool],
         on_carrier: Callable[[str], None],
     ) -> None:
         self.event = asyncio.Event()
@@ -90,6 +97,7 @@ class ForeignChanges:
         self._is_own_work = is_own_work
         self._is_foreign_change = is_foreign_change
         self._wants_hairpin = wants_hairpin
+        self._is_foreign_limit = is_foreign_limit
         self._on_carrier = on_carrier
         self._loop = asyncio.get_running_loop()
         self._sockets: list[socket.socket] = []
@@ -144,6 +152,8 @@ class ForeignChanges:
             elif kind in {NEWNEIGH, DELNEIGH}:
                 if self._is_foreign_change(kind, body):
                     self.event.set()
+            elif kind in _LIMITS:
+                self._on_limit(body, int.from_bytes(data[_PORT_AT : _PORT_AT + 4], sys.byteorder))
             elif kind == NEWNETCONF and attrs(body, 4).get(_NETCONFA_FORWARDING) == bytes(4):
                 self.event.set()
 
@@ -209,6 +219,13 @@ class ForeignChanges:
             self.event.set()
         elif not ours and scope < _SCOPE_LINK:
             self.underlay.set()
+
+    def _on_limit(self, body: bytes, port: int) -> None:
+        """Handle what is told of a qdisc or a filter."""
+        with suppress(OSError):  # the link was deleted too, which has a notification of its own
+            link = socket.if_indextoname(int.from_bytes(body[4:8], sys.byteorder))
+            if self._is_foreign_limit(link, port):
+                self.event.set()
 
     def _on_lost_route(self, data: bytes) -> None:
         """Handle that the route of an address's subnet was deleted. Link-local ones go with each veth."""
