@@ -46,6 +46,7 @@ from netplug.errors import NetplugError
 from netplug.kernel.api import MISSING, Drift, StepError
 from netplug.store.api import StoreError
 from netplug.store.leases import IPAM
+from netplug.tasks.best_effort import BestEffort
 
 log = structlog.get_logger(__name__)
 
@@ -74,11 +75,13 @@ class Reconciler:
     async def _begin(self) -> None:
         for step in self._engine.quarantine.sockets():
             await _tolerate("host", self._engine.executor.apply(Plan((step,))))
-        look = await self._look()
-        await self._heal(look)
+        work, look = BestEffort(), await self._look()
+        await self._heal(look, work)
         self._tell_of_start(look)
-        await self._engine.publishing.converge(*(it.network.id for it in self._engine.registry.networks()))
-        await self._engine.base_plan.trim(self._engine.registry.all_networks)
+        engine, networks = self._engine, self._engine.registry.networks()
+        await work.do(engine.publishing.converge(*(it.network.id for it in networks)))
+        await work.do(engine.base_plan.trim(engine.registry.all_networks))
+        work.settle()
 
     def _tell_of_start(self, look: Look) -> None:
         """Tell what was repaired, in one event: after a restart of the machine that is nearly everything."""
@@ -183,7 +186,16 @@ class Reconciler:
         """Repair what is possible, and return the repaired differences. `asked`: somebody did, see `Restored`.
 
         `patient`: without what others change back again and again until its next repair is due.
+
+        Raises:
+            NetplugError, StoreError, ExceptionGroup: a part failed; the others were done all the same.
         """
+        work = BestEffort()
+        repaired = await self._repair(work, patient=patient, asked=asked)
+        work.settle()
+        return repaired
+
+    async def _repair(self, work: BestEffort, *, patient: bool, asked: bool) -> list[Difference]:
         began, contests = process_time(), self._engine.drifts.contests
         if not patient:
             contests.pardon()
@@ -191,7 +203,7 @@ class Reconciler:
             await self._engine.restored.end()
         look, mended = await self._look(), self._engine.executor.mended
         mended.clear()
-        if not await self._heal(look):
+        if not await self._heal(look, work):
             self._engine.drifts.remain(look.differences)  # what rests
             return []
         left = await self.drift()
@@ -206,14 +218,27 @@ class Reconciler:
         self._engine.drifts.remain(left)
         return repaired
 
-    async def _heal(self, look: Look) -> bool:
+    async def _heal(self, look: Look, work: BestEffort) -> bool:
         """Repair what a comparison found; return whether it found anything."""
         engine = self._engine
         look = look.without(step for step in look.drifted if engine.drifts.contests.rests(step))
-        await engine.journal.recover()
-        await engine.refused_releases.settle_all()
-        await engine.endpoints.way_out.converge_all()
-        present = engine.registry.all_networks
+        await work.do(engine.journal.recover())
+        await work.do(engine.refused_releases.settle_all())
+        await work.do(engine.endpoints.way_out.converge_all())
+        stale = await work.do(self._heal_host(look))
+        await work.do(engine.convergence.all())
+        if engine.base_plan.has_idle_gate(engine.registry.all_networks):
+            await work.do(engine.base_plan.trim(engine.registry.all_networks))
+        for network in engine.registry.networks():
+            await work.do(self._heal_network(network, look))
+        await work.do(engine.publishing.regain())
+        await work.do(self._learn(look))
+        await work.do(self._sweep(look))
+        return bool(stale or look.differences)
+
+    async def _heal_host(self, look: Look) -> bool:
+        """Repair what the host has for all networks; return whether it follows the host as it is now."""
+        engine, present = self._engine, self._engine.registry.all_networks
         nets = present()
         needed = bool(nets or engine.base_plan.stays())
         wanted = engine.base_plan.wanted(nets)
@@ -223,15 +248,9 @@ class Reconciler:
         if engine.base_plan.blocks_other_engine():
             log.warning("forwarding.unguarded", reason="another engine forwards between links of others")
             await engine.base_plan.trim(present)
-        await engine.convergence.all()
-        if engine.base_plan.has_idle_gate(present):
+        elif not needed and engine.base_plan.plan:  # the store refused it when the last network ended
             await engine.base_plan.trim(present)
-        for network in engine.registry.networks():
-            await self._heal_network(network, look)
-        await engine.publishing.regain()
-        await self._learn(look)
-        await self._sweep(look)
-        return stale or bool(look.differences)
+        return stale
 
     def _elements(self, wanted: Plan, look: Look) -> list[Element]:
         """Return the elements that come with those tables of the host that will be made anew."""
@@ -301,11 +320,13 @@ class Reconciler:
 
     async def _learn(self, look: Look) -> None:
         """Record the namespace of complete endpoints: Docker creates it after it has named it."""
+        work = BestEffort()
         for record in self._engine.registry.endpoints():
             if record.sandbox_id or not record.linked or look.concerns(record.plan):
                 continue
             if ident := await identity(self._engine.kernel.sandboxes, record.sandbox):
-                await self._engine.endpoints.identify(record, ident)
+                await work.do(self._engine.endpoints.identify(record, ident))
+        work.settle()
 
     async def _sweep(self, look: Look) -> None:
         """Remove objects with netplug's mark that belong to no record."""

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from ipaddress import ip_address, ip_network
 from typing import Any
@@ -30,6 +31,7 @@ from netplug.drivers.tables import ANTISPOOF, NETWORKS
 from netplug.engine import base_plan, link_changes
 from netplug.engine.records import Description, FrontEnd
 from netplug.kernel.api import Comparison, Outcome
+from netplug.store.api import StoreError
 from netplug.store.sqlite import SqliteStore
 
 pytestmark = pytest.mark.usefixtures("quiet")
@@ -425,3 +427,32 @@ async def test_looks_are_rarer_with_as_many_routes_as_a_router_has(host: Host, m
         before = looks
         host.kernel.changed.set()
         await until(lambda: looks > before, "a change is looked at all the same")
+
+
+@pytest.mark.parametrize("writes", range(3))
+async def test_what_cannot_be_written_keeps_nothing_else_from_being_repaired(
+    host: Host, monkeypatch: pytest.MonkeyPatch, writes: int
+) -> None:
+    """The disk is full from some moment of an attach on: what it began can be neither ended nor forgotten."""
+    made, write, left = host.dump(), host.store.txn, writes
+
+    async def refuse(*args: Any, **kwargs: Any) -> Any:
+        nonlocal left
+        if not left:
+            raise StoreError("the disk is full")
+        left -= 1
+        return await write(*args, **kwargs)
+
+    monkeypatch.setattr(host.store, "txn", refuse)
+    with pytest.raises(StoreError):
+        await host.attach("ns2")
+    (bridge,) = (step.key for step in host.networks()[0].plan if isinstance(step, Bridge))
+    host.kernel.lose(bridge)
+    with suppress(StoreError):
+        await host.reconciler.repair()
+    assert bridge in host.kernel._world.state
+    assert await host.reconciler.drift() == []
+    monkeypatch.setattr(host.store, "txn", write)
+    await host.reconciler.repair()
+    assert host.dump() == made
+    await host.check()

@@ -19,6 +19,7 @@ from netplug.engine.quarantine import Quarantine, Unusable, unusable
 from netplug.kernel.api import Outcome
 from netplug.kernel.executor import Executor
 from netplug.store.api import Delete, Put, Store, StoreError
+from netplug.tasks.best_effort import BestEffort
 from netplug.tasks.turns import aside
 from netplug.tasks.uncancellable import uncancellable
 
@@ -247,14 +248,20 @@ class Journal:
         return tuple(key for intent in self._left.values() for key in intent.drop)
 
     async def recover(self) -> int:
-        """Revert the intents that a crash or a failed revert left, and return their number."""
+        """Revert the intents that a crash or a failed revert left, and return their number.
+
+        Raises:
+            StoreError, ExceptionGroup: some could not be cleared; they are reverted again later.
+        """
+        work = BestEffort()
         async with self._mending:
             await self._read_once()
         found = tuple(self._left)
         for key in found:
             async with self._mending:
                 if intent := self._left.get(key):  # else a new intent took it over
-                    await self._settle(key, intent)
+                    await work.do(self._settle(key, intent))
+        work.settle()
         return len(found)
 
     async def sweep(self, unknown: Callable[[], Plan]) -> None:

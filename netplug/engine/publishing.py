@@ -27,6 +27,7 @@ from netplug.errors import NetplugError
 from netplug.kernel.api import HostKernel
 from netplug.kernel.host.api import Reservations
 from netplug.store.api import StoreError
+from netplug.tasks.best_effort import BestEffort
 from netplug.tasks.turns import aside
 from netplug.tasks.uncancellable import uncancellable
 
@@ -230,14 +231,16 @@ class Publishing:
     @uncancellable
     async def regain(self) -> None:
         """Publish `lost` ports that are free by now, and unpublish what is due. No lock is held."""
+        work = BestEffort()
         for ident in list(self._behind):
-            await self._follow(ident)
+            await work.do(self._follow(ident))
         lacking = {record.key: record for record in self._sharing.lacking(self._wanted)}
         lacking |= {record.key: record for record in self._registry.endpoints() if self._lacks(record)}
         self.lost = {key: self.lost[key] for key in lacking if key in self.lost}
         for record in lacking.values():
             if await is_there(self._kernel.sandboxes, record):
-                await self._regain(record, self._reservations(record))
+                await work.do(self._regain(record, self._reservations(record)))
+        work.settle()
 
     async def _regain(self, record: EndpointRecord, theirs: Reservations | None) -> None:
         async with self._registry.lock(record.endpoint.network):
