@@ -17,7 +17,7 @@ from netplug.drivers.tunnel import Vxlan
 
 pytestmark = needs_etcd
 
-SOON_S = 1.0
+SOON_S = 5.0
 
 
 def number(host: Living) -> int:

@@ -95,7 +95,7 @@ def test_a_second_daemon_is_refused_and_the_first_undisturbed(tmp_path: Path, sh
         started = time.monotonic()
         second.launch()
         second.join()
-        assert time.monotonic() - started < 1
+        assert time.monotonic() - started < 5
         assert isinstance(second.error, Held)
         assert f"process {os.getpid()}" in second.error.message
         assert sockets_of(first) == [True, True]
