@@ -6,7 +6,7 @@ That everything is gone afterwards is asserted by the leak check of every test, 
 import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from ipaddress import ip_address, ip_network
 from typing import Any
 
@@ -406,8 +406,10 @@ def test_deleted_namespace_is_detached_all_the_same(netplug: Netplug) -> None:
         address = ip_of(one.attach(netplug, net))
         one.remove()
         # That the daemon noticed first is an answer as well.
-        with suppress(CommandError):
+        try:
             one.detach(netplug, net)
+        except CommandError:
+            wait_until(lambda: not endpoints(netplug, net), what="the endpoint to go")
         assert not endpoints(netplug, net)
         assert address not in leased(netplug)
 

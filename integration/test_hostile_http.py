@@ -204,10 +204,11 @@ def test_refusal_of_the_engine_has_touched_nothing(scene: Scene, case: str) -> N
     method, path, body, word = REFUSED[case]
     body = {key: scene.bare.name if value is NETNS else value for key, value in body.items()}
     with session(scene.host.path(API)) as asking, scene.watched() as watch:
-        watch.changes.settle()
-        watch.changes.any()
-        response = asking.request(method, f"http://netplug/v1/{path}", json=body)
-        assert not watch.changes.any(), response.text
+        answers: list[requests.Response] = []
+        url = f"http://netplug/v1/{path}"
+        untouched = watch.changes.untouched(lambda: answers.append(asking.request(method, url, json=body)))
+        response = answers[-1]
+        assert untouched, response.text
     assert response.status_code >= 400, response.text
     error = response.json()["error"]
     assert error["kind"] not in OURS

@@ -7,6 +7,7 @@ returns (netlink(7)), so a change that was undone is noticed too.
 import select
 import socket
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from .netns import in_netns
@@ -43,6 +44,19 @@ class Changes:
         deadline = time.monotonic() + timeout_s
         while select.select(self._sockets, (), (), quiet_s)[0] and time.monotonic() < deadline:
             self.any()
+
+    def untouched(self, ask: Callable[[], object]) -> bool:
+        """Ask for something, and tell whether that changed nothing.
+
+        What something else has begun before may go on meanwhile, so where there was a change it is asked for again.
+        """
+        for _ in range(3):
+            self.settle()
+            self.any()
+            ask()
+            if not self.any():
+                return True
+        return False
 
     def close(self) -> None:
         for sock in self._sockets:
