@@ -27,6 +27,8 @@ from .wire import Wire, connect
 SETTLE_S = 60
 """More than the interval of comparisons, by which rules of iptables-legacy are found."""
 OUTSIDE = 7000
+LIMIT = 10**9
+"""Of containers in networks of one host, in bit/s; far more than they send."""
 BIG = 1300
 """Octets of a datagram that passes no link of a smaller MTU."""
 
@@ -189,7 +191,7 @@ class Builder:
 
     def attached(self, name: str, port: int) -> None:
         """Add a bridge network with two namespaces, by `attach`."""
-        self.member.cli("network", "create", name, "--ipv6")
+        self.member.cli("network", "create", name, "--ipv6", "-o", f"rate={LIMIT // 10**9}gbit")
         one, two = (self._stack.enter_context(namespace(self.member.host)) for _ in range(2))
         one.attach(self.member.netplug, name, "--publish", f"{port}:{PORT}/udp", "--name", f"{name}-one")
         two.attach(self.member.netplug, name)
@@ -201,8 +203,10 @@ class Builder:
         it = Runtime(self.member.host, PYNET | own_ipam([[{"subnet": "10.77.0.0/24"}], [{"subnet": "fd00:77::/64"}]]))
         places = [self._stack.enter_context(namespace(self.member.host)) for _ in range(2)]
         mapping = {"portMappings": [{"hostPort": port, "containerPort": PORT, "protocol": "udp"}]}
+        limits = {"ingressRate": LIMIT, "ingressBurst": LIMIT // 100, "egressRate": LIMIT, "egressBurst": LIMIT // 100}
         for number, place in enumerate(places):
-            place.addresses = it.add(place, runtime={} if number else mapping).addresses
+            runtime = {"bandwidth": limits} | ({} if number else mapping)
+            place.addresses = it.add(place, runtime=runtime).addresses
         self._network(it.name, port, *places)
 
     def _network(self, name: str, port: int, one: Namespace, two: Namespace) -> None:

@@ -42,6 +42,10 @@ nft "replace rule {0} {1} handle $n counter accept comment $*"
 _PRIORITY = """
 ( echo 'delete table {0}'; nft list table {0} | sed '/chain {1} /,/policy/s/priority [^;]*;/priority {2};/' ) | nft -f -
 """
+_MAC_MOVED = """
+set -- $(bridge fdb show dev {port} | grep sticky | cut -d' ' -f1) $(ls /sys/class/net/{bridge}/brif | grep -v {port})
+if [ $# = 2 ]; then bridge fdb replace $1 dev $2 master static; fi  # a network of CNI may have no static entries
+"""
 _GATED = "iptables -P FORWARD DROP; ip6tables -P FORWARD DROP"
 _UNGATED = "iptables -P FORWARD ACCEPT; ip6tables -P FORWARD ACCEPT"
 
@@ -83,10 +87,21 @@ INJECTIONS: dict[str, Injection] = {
     ),
     "MAC of a veth": Injection("ip link set {port} address 02:00:00:00:00:77"),
     "spanning tree protocol": Injection("ip link set {bridge} type bridge stp_state 1"),
+    "limits deleted": Injection(
+        "for it in $(ls /sys/class/net/{bridge}/brif); do tc qdisc del dev $it root; tc qdisc del dev $it ingress; done"
+    ),
+    "container's MAC at another port": Injection(_MAC_MOVED),
+    "forwarding of the bridge off": Injection("sysctl -qw net.ipv4.conf.{bridge}.forwarding=0"),
+    "bridge takes routers and redirects": Injection(
+        "sysctl -qw net.ipv6.conf.{bridge}.accept_ra=2 net.ipv4.conf.{bridge}.accept_redirects=1"
+    ),
     "ARP of the bridge off": Injection("ip link set {bridge} arp off"),
     "forwarding off": Injection("sysctl -qw net.ipv4.ip_forward=0 net.ipv6.conf.all.forwarding=0"),
     "route_localnet off": Injection("sysctl -qw net.ipv4.conf.{bridge}.route_localnet=0"),
     "overlay: FDB entry deleted": Injection("bridge fdb del {peer_mac} dev {tunnel} dst {vtep} self", overlay=True),
+    "overlay: FDB entry to a container": Injection(
+        "bridge fdb replace {peer_mac} dev {port} master static", overlay=True
+    ),
     "overlay: FDB flushed": Injection("bridge fdb flush dev {tunnel} self", overlay=True),
     "overlay: neighbour deleted": Injection("ip neigh del {peer} dev {bridge}", overlay=True),
     "overlay: neighbours flushed": Injection("ip neigh flush dev {bridge} nud permanent", overlay=True),

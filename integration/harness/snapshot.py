@@ -161,8 +161,12 @@ _SECTIONS: dict[str, tuple[str, Callable[[str], list[str]]]] = {
     "nftables": ("nft -s list ruleset", _nftables),
     "sockets": ("ss -H -lntu", _sockets),
     "netns": ("ls /run/netns", _sorted),
+    "limits": ("tc qdisc show | grep -E 'qdisc (tbf|ingress)' | sed 's/refcnt [0-9]* *//'", _sorted),
     "sysctls": (
-        "cd /proc/sys/net && grep -rs . ipv4/ip_forward ipv[46]/conf/all ipv[46]/conf/default bridge",
+        (
+            "cd /proc/sys/net && grep -rs . ipv4/ip_forward ipv[46]/conf/all ipv[46]/conf/default bridge"
+            " ipv[46]/conf/np-*/accept_* ipv4/conf/np-*/forwarding"
+        ),
         _sorted,
     ),
 }

@@ -65,6 +65,7 @@ from netplug.kernel.host.runtime_reservations import PortReservations
 from netplug.kernel.host.sysctl_watch import SysctlWatch
 from netplug.kernel.links import handlers as links
 from netplug.kernel.links import limit_handlers as limits
+from netplug.kernel.links import neighbour_handlers as stations
 from netplug.kernel.links.announcements import Announcements
 from netplug.kernel.links.conflict_probe import SegmentProbe
 from netplug.kernel.links.forwarding_entries import ForwardingEntries
@@ -103,9 +104,9 @@ HANDLERS: Mapping[type[Step], Factory] = {
     Address: links.AddressHandler,
     Route: links.RouteHandler,
     SourceRoute: links.SourceRouteHandler,
-    Announce: links.AnnounceHandler,
-    Fdb: links.ForwardingHandler,
-    Neighbour: links.ForwardingHandler,
+    Announce: stations.AnnounceHandler,
+    Fdb: stations.ForwardingHandler,
+    Neighbour: stations.ForwardingHandler,
     Loopback: sandbox.LoopbackHandler,
     Resolver: sandbox.ResolverHandler,
     Element: firewall.ElementHandler,

@@ -15,6 +15,7 @@ from netplug.drivers.steps import Address, Bridge, Element, Gate, Hairpin, Ifb, 
 from netplug.drivers.tables import NETWORKS
 from netplug.drivers.tunnel import NO_MAC, Fdb, Neighbour, Vxlan
 from netplug.kernel.api import Outcome, StepError
+from netplug.kernel.host import sysctl
 from netplug.kernel.linux import LinuxKernel
 from netplug.kernel.netlink import route_watch, watch
 from netplug.kernel.sandbox import netns
@@ -399,6 +400,48 @@ async def test_bridge_that_others_set_otherwise_is_told(kernel: LinuxKernel, set
         await wait_for_word(later)
 
 
+@pytest.mark.parametrize(
+    ("setting", "what"),
+    [
+        ("ipv4.conf.{}.forwarding=0", "forwarding is 0, not 1"),
+        ("ipv4.conf.{}.accept_redirects=1", "accept_redirects is 1, not 0"),
+        ("ipv6.conf.{}.accept_redirects=1", "accept_redirects is 1, not 0"),
+        ("ipv6.conf.{}.accept_ra=2", "accept_ra is 2, not 0"),
+        ("ipv6.conf.{}.accept_dad=1", "accept_dad is 1, not 0"),
+    ],
+)
+async def test_setting_of_a_bridge_that_others_write_is_told(kernel: LinuxKernel, setting: str, what: str) -> None:
+    forwards = Sysctl("net/ipv4/ip_forward", "1")
+    await kernel.ensure((forwards,))
+    await expect_silence(kernel)
+    command = ("sysctl", "-qw", "net." + setting.format(BRIDGE.name))
+    for _ in range(2):
+        run(*command)
+        await wait_for_word(kernel)
+        assert [it.what for it in await kernel.drift(OURS)] == [what]
+        await kernel.ensure(OURS)
+        assert await kernel.drift(OURS) == []
+        await expect_silence(kernel)
+        run("ip", "link", "del", BRIDGE.name)
+        await wait_for_word(kernel)
+        await kernel.ensure(OURS)
+        await expect_silence(kernel)
+    async with await LinuxKernel.open() as later:
+        assert await later.drift(OURS) == []
+        run(*command)
+        await wait_for_word(later)
+
+
+async def test_bridge_need_not_forward_on_a_host_that_does_not(kernel: LinuxKernel) -> None:
+    run("sysctl", "-qw", "net.ipv4.ip_forward=0")
+    assert await kernel.drift((BRIDGE,)) == []
+    run("sysctl", "-qw", "net.ipv4.ip_forward=1", "net.ipv4.conf.default.forwarding=0")
+    fresh = replace(BRIDGE, name="np-fresh", mac="02:00:00:00:00:07")
+    await kernel.ensure((fresh,))
+    assert await kernel.drift((BRIDGE, fresh)) == []
+    assert not sysctl.drift(Sysctl(f"net/ipv4/conf/{fresh.name}/forwarding", "1"))
+
+
 async def test_ports_do_not_wait_once_the_spanning_tree_protocol_has_ended(kernel: LinuxKernel) -> None:
     run("ip", "link", "set", BRIDGE.name, "type", "bridge", "stp_state", "1")
     run("ip", "link", "set", VETH.peer, "up")
@@ -579,6 +622,7 @@ async def test_closed_kernel_hears_nothing(kernel: LinuxKernel) -> None:
         f"bridge fdb del {FDB.mac} dev npvtest master",
         f"bridge fdb replace {FDB.mac} dev npvtest self dst 10.5.0.9",
         f"bridge fdb replace {FDB.mac} dev npvtest master static",
+        f"bridge fdb replace {FDB.mac} dev {VETH.name} master static",
         f"bridge fdb del {NO_MAC} dev npvtest self dst {FDB.vtep}",
         "ip neigh del 10.9.0.2 dev np-test",
         "ip neigh flush dev np-test nud permanent",

@@ -69,7 +69,7 @@ def ensure_bridge(nl: Netlink, step: Bridge) -> Outcome:
         mtu = by_name(step.name) + u32(rtnl.IFLA_MTU, step.mtu)
         with deleted_on_failure(nl, step):
             nl.request(*altname(step.name), NEW)
-            nl.request(RTM_NEWLINK, mtu + router_advertisements.ipv4_attributes(router_advertisements.NO_ROUTERS))
+            nl.request(RTM_NEWLINK, mtu + router_advertisements.ipv4_attributes(router_advertisements.towards_host()))
             router_advertisements.write_ipv6(nl, step.name, router_advertisements.NO_ROUTERS)
             addresses.add_link_local(nl, rtnl.index(nl, step.name) or 0, addresses.link_local_of(step.mac))
         return Outcome.CREATED
@@ -180,7 +180,7 @@ def bridge_differences(step: Bridge, found: Link, there: Iterable[LinkAddress]) 
     if found.kind != "bridge":
         return [Difference(f"is {kind(found)}, not a bridge")]
     differences = common_differences(found, step.mac, step.mtu, up=True) + settings_differences(
-        found, router_advertisements.NO_ROUTERS, step.mtu
+        found, router_advertisements.towards_host(found.settings), step.mtu
     )
     if found.group != step.group:
         differences.append(Difference(f"group is {found.group}, not {step.group}", u32(rtnl.IFLA_GROUP, step.group)))

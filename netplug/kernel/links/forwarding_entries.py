@@ -72,4 +72,9 @@ class ForwardingEntries:
             return kind == DELNEIGH or not entry.sticky
         if kind == DELNEIGH or not entry.static:
             return False
-        return (pin is not None and entry.sticky) or entry.mac in self._pins.values()
+        return (pin is not None and entry.sticky) or self._is_elsewhere(link, entry.mac)
+
+    def _is_elsewhere(self, link: str, mac: str) -> bool:
+        """Tell whether a MAC is to be at another port than `link`, or on another host."""
+        remote = (it for it in self._wanted.values() if isinstance(it, Fdb) and it.mac == mac)
+        return mac in self._pins.values() or any(it.link != link for it in remote)

@@ -1,4 +1,4 @@
-"""Handlers of links, and of what is on them: addresses, routes, neighbours, FDB entries, limits."""
+"""Handlers of links, and of what is on them: addresses and routes."""
 
 from abc import abstractmethod
 from collections.abc import Iterable
@@ -8,7 +8,6 @@ from typing import TypeVar
 from netplug.drivers.naming import mark
 from netplug.drivers.steps import (
     Address,
-    Announce,
     Bridge,
     Hairpin,
     Ifb,
@@ -19,10 +18,20 @@ from netplug.drivers.steps import (
     Step,
     Veth,
 )
-from netplug.drivers.tunnel import Fdb, Neighbour, Vxlan
-from netplug.kernel.api import MISSING, Done, Outcome
+from netplug.drivers.tunnel import Vxlan
+from netplug.kernel.api import MISSING, Outcome
 from netplug.kernel.context import Context
-from netplug.kernel.links import addresses, bridges, macvlan, neighbours, ports, source_routes, veths, vxlan
+from netplug.kernel.links import (
+    addresses,
+    bridges,
+    macvlan,
+    neighbours,
+    ports,
+    router_advertisements,
+    source_routes,
+    veths,
+    vxlan,
+)
 from netplug.kernel.links.differences import Difference
 from netplug.kernel.links.rollback import LinkRenamedError
 from netplug.kernel.netlink.connection import Netlink
@@ -82,9 +91,30 @@ class LinkHandler(RequestHandler[_L]):
 class BridgeHandler(LinkHandler[Bridge]):
     """Bridges. All links of ours are told of as such: that is enough to delete them."""
 
+    def __init__(self, context: Context) -> None:
+        super().__init__(context)
+        self._watch = context.sysctls
+
+    def note_existing(self, step: Bridge) -> None:
+        """Have its loss told, and foreign writes to its settings."""
+        super().note_existing(step)
+        self._note_settings(step)
+
     def make(self, step: Bridge, sandboxes: Sandboxes) -> Outcome:  # noqa: ARG002
         """Apply the step."""
-        return bridges.ensure_bridge(self.nl, step)
+        outcome = bridges.ensure_bridge(self.nl, step)
+        self._note_settings(step, again=outcome is Outcome.CREATED)
+        return outcome
+
+    def remove(self, step: Bridge, sandboxes: Sandboxes) -> Rest | None:
+        """Have it deleted."""
+        for setting in router_advertisements.written(step.name):
+            self._watch.forget(setting)
+        return super().remove(step, sandboxes)
+
+    def _note_settings(self, step: Bridge, *, again: bool = False) -> None:
+        for setting in () if step.adopt else router_advertisements.written(step.name):
+            self._watch.note(setting, again=again)
 
     def drift(self, step: Bridge, survey: Survey) -> str:
         """Compare it."""
@@ -317,60 +347,6 @@ class SourceRouteHandler(RequestHandler[SourceRoute]):
         if view is None:
             return MISSING
         return source_routes.drift(step, view.links.get(step.link), view.moved, view.rules)
-
-
-class ForwardingHandler(RequestHandler[Fdb | Neighbour]):
-    """FDB entries of VXLAN links, and permanent neighbours of bridges."""
-
-    def __init__(self, context: Context) -> None:
-        super().__init__(context)
-        self._entries = context.forwarding
-
-    def ensure(self, step: Fdb | Neighbour, sandboxes: Sandboxes) -> Done:  # noqa: ARG002
-        """Apply the step."""
-        self._entries.add(step)
-        return neighbours.ensure(self.nl, step)
-
-    def remove(self, step: Fdb | Neighbour, sandboxes: Sandboxes) -> None:  # noqa: ARG002
-        """Remove it."""
-        self._entries.forget(step)
-        neighbours.remove(self.nl, step)
-
-    def note_existing(self, step: Fdb | Neighbour) -> None:
-        """Have its loss told."""
-        self._entries.add(step)
-
-    def drift(self, step: Fdb | Neighbour, survey: Survey) -> str:
-        """Compare it."""
-        return survey.dump(_forwarding).drift(step, survey.link(step.link))
-
-    def owned(self, survey: Survey) -> Iterable[Step]:
-        """Return all entries of ours."""
-        return survey.dump(_forwarding).owned(survey.host.links.values())
-
-
-def _forwarding(survey: Survey, nl: Netlink) -> neighbours.Found:
-    return neighbours.Found.of(nl, survey.host.links.values())
-
-
-class AnnounceHandler(RequestHandler[Announce]):
-    """Announcements of addresses: they are never missing."""
-
-    def __init__(self, context: Context) -> None:
-        super().__init__(context)
-        self._announcements = context.announcements
-
-    def ensure(self, step: Announce, sandboxes: Sandboxes) -> Outcome:  # noqa: ARG002
-        """Send it."""
-        return self._announcements.ensure(step)
-
-    def remove(self, step: Announce, sandboxes: Sandboxes) -> None:  # noqa: ARG002
-        """Send it no more."""
-        self._announcements.cancel(step)
-
-    def drift(self, step: Announce, survey: Survey) -> str:  # noqa: ARG002
-        """Return nothing."""
-        return ""
 
 
 def _words(differences: list[Difference]) -> str:

@@ -6,9 +6,12 @@ namespace of the calling thread.
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
+from types import MappingProxyType
 
+from netplug.drivers.steps import Sysctl
+from netplug.kernel.host import sysctl
 from netplug.kernel.netlink import rtnl
 from netplug.kernel.netlink.connection import IPV6_CONF, Netlink, nest, u32
 
@@ -22,6 +25,8 @@ Without duplicate address detection: until it has found the link-local address o
 to be unique, which takes two seconds, the kernel asks for no neighbour, and so forwards nothing to containers
 (net/ipv6/ndisc.c, ndisc_send_ns). Our MACs are unique, so these addresses are.
 """
+FORWARDING = {**NO_ROUTERS, "ipv4": {**NO_ROUTERS["ipv4"], "forwarding": "1"}}
+"""The same on a host that forwards: in IPv4, each link has a switch of its own (net/ipv4/route.c, IN_DEV_FORWARD)."""
 AS_PORT = {
     "ipv6": {"disable_ipv6": "1"},
     # Not by IFF_NOARP: it would also disable the bridge's ARP suppression for peers behind a tunnel.
@@ -33,6 +38,23 @@ IN_SANDBOX = {"ipv6": {"accept_ra": "0", "autoconf": "0"}}
 """For links in sandboxes, which get their addresses and routes from us only."""
 
 Settings = Mapping[str, Mapping[str, str]]
+
+
+def towards_host(present: Mapping[str, str] = MappingProxyType({})) -> Settings:
+    """Return the settings of a link by which containers send packets to the host. `present`: those that it has."""
+    if present.get("ipv4/forwarding", "0") != "0":
+        return NO_ROUTERS
+    try:
+        forwards = sysctl.read("net/ipv4/ip_forward") == "1"
+    except OSError:
+        forwards = False
+    return FORWARDING if forwards else NO_ROUTERS
+
+
+def written(link: str) -> Iterator[Sysctl]:
+    """Yield the settings of such a link, of which the kernel does not tell when others write them."""
+    for family, values in FORWARDING.items():
+        yield from (Sysctl(f"net/{family}/conf/{link}/{name}", value) for name, value in values.items())
 
 
 def write_in_sandbox(nl: Netlink, link: str) -> None:

@@ -6,6 +6,7 @@ A pair is created as `bridges` creates links: without looking first.
 import errno
 import time
 from collections.abc import Collection, Mapping
+from types import MappingProxyType
 
 from netplug.drivers.naming import mark
 from netplug.drivers.steps import Veth
@@ -137,7 +138,7 @@ def veth_differences(
     # A pinned port has one MAC. At any other port, users may have static entries of their own.
     stale = [it for it in sorted(static_macs) if (it != mac if step.pinned else it == mac)]
     differences += [Difference(f"the bridge has a static FDB entry for {it}", remove_static=it) for it in stale]
-    differences += settings_differences(found, _settings(step), step.mtu)
+    differences += settings_differences(found, _settings(step, found.settings), step.mtu)
     if peer is None and step.netns:
         differences.append(Difference(f"sandbox side {step.peer!r} is not in {step.netns}"))
     return differences
@@ -255,8 +256,8 @@ def _veth(step: Veth, master: int, fd: int | None) -> bytes:
     )
 
 
-def _settings(step: Veth) -> router_advertisements.Settings:
-    return router_advertisements.AS_PORT if step.master else router_advertisements.NO_ROUTERS
+def _settings(step: Veth, present: Mapping[str, str] = MappingProxyType({})) -> router_advertisements.Settings:
+    return router_advertisements.AS_PORT if step.master else router_advertisements.towards_host(present)
 
 
 def _port_flags(step: Veth) -> bytes:

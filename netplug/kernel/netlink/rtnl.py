@@ -86,7 +86,7 @@ IFADDR = struct.Struct("=BBBBI")
 RTMSG = struct.Struct("=BBBBBBBBI")
 NO_LL_LEARN = 1
 """BR_BOOLOPT_NO_LL_LEARN."""
-IPV4_CONF = {"accept_redirects": 3, "arp_ignore": 18}
+IPV4_CONF = {"forwarding": 0, "accept_redirects": 3, "arp_ignore": 18}
 """Positions of settings in IFLA_INET_CONF: IPV4_DEVCONF_… of linux/ip.h, minus one."""
 IFLA_INET_CONF = 1
 _CONF = (
