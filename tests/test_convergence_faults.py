@@ -116,6 +116,18 @@ async def test_follow_that_the_store_refused_is_tried_again(host: Host, monkeypa
     await host.check()
 
 
+async def test_follow_that_a_change_has_done_meanwhile_is_no_fault(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    read_one_more_fact(host, monkeypatch)
+    full = Full(host, bool)
+    await host.see(bridge_netfilter=True)
+    await host.engine.convergence.all()
+    full.end()
+    await limit(host, (8_000_000, 8_000_000))
+    assert len(host.made(Hairpin)) == 2
+    await host.engine.convergence.all()
+    assert await host.reconciler.diff() == []
+
+
 async def test_change_stands_although_its_intent_cannot_be_cleared(host: Host) -> None:
     await limit(host, (8_000_000, 8_000_000))
     full = Full(host, lambda ops: all(isinstance(op, Delete) for op in ops))

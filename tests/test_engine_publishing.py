@@ -347,3 +347,16 @@ async def test_a_taken_port_names_the_container_that_has_it(host: Host) -> None:
         NetplugError, match=r"8080/tcp is already in use on this host by container 'web' of network 'a1"
     ):
         await host.publish(NEXT)
+
+
+async def test_ports_that_cannot_be_had_in_place_of_others_leave_these_as_they_are(host: Host) -> None:
+    await host.docker_endpoint(ports=(tcp(8080), tcp(0, 90)))
+    await host.join()
+    before = await host.publish()
+    await host.attach("taker", ports=(tcp(9090),))
+    with pytest.raises(NetplugError, match="9090/tcp is already in use"):
+        await host.publish(END, tcp(8081), tcp(9090, 81))
+    assert host.endpoint().in_force == before.in_force
+    await host.check()
+    assert await host.publish() == host.endpoint()
+    assert host.endpoint().in_force == before.in_force

@@ -1,11 +1,13 @@
 """Networks that come, go and change while others do: what the networks of a host share is there for each of them."""
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
+from itertools import permutations
 from typing import Any
 
 import pytest
 import pytest_asyncio
-from engine_host import NET, OTHER, Host, external
+from engine_host import END, NET, OTHER, Host, external
 
 from netplug.drivers.steps import Sysctl
 from netplug.engine.network_updates import NetworkChange
@@ -89,3 +91,26 @@ async def test_deletion_succeeds_though_the_host_cannot_be_read(host: Host, monk
         await host.engine.networks.delete(NET, by=FrontEnd.DOCKER)
     assert host.engine.base_plan.plan
     await host.engine.base_plan.trim(host.engine.registry.all_networks)
+
+
+@pytest.mark.parametrize("order", list(permutations(range(3))), ids=str)
+async def test_of_networks_that_get_a_name_at_once_one_gets_it(host: Host, order: tuple[int, ...]) -> None:
+    """A user creates one while Docker tells how two of its own are called."""
+    await host.docker_network()
+    await host.docker_network(OTHER, "10.7.0.0/24")
+    name = host.engine.networks.name
+    work = name(NET, "blue"), name(OTHER, "blue"), host.cli_network("10.8.0.0/24", ident="c3" * 32)
+    done = await asyncio.gather(*(work[number] for number in order), return_exceptions=True)
+    assert all(isinstance(it, NetplugError) for it in done if isinstance(it, Exception))
+    assert [record.network.name for record in host.networks()].count("blue") == 1
+
+
+async def test_id_of_an_endpoint_is_of_one_network(host: Host) -> None:
+    await host.docker_network()
+    await host.docker_network(OTHER, "10.7.0.0/24")
+    made = await asyncio.gather(
+        host.docker_endpoint(), host.docker_endpoint(END, "10.7.0.2/24", network=OTHER), return_exceptions=True
+    )
+    (refused,) = (it for it in made if isinstance(it, NetplugError))
+    assert f"endpoint '{END[:12]}' exists already, in network" in str(refused)
+    assert len(host.endpoints()) == 1

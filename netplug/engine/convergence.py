@@ -153,6 +153,8 @@ class Convergence:
         """
         record = self._registry.find_network(ident)
         if record is None or self._planner.follows(record):
+            if self._behind.pop(ident, None) is not None:  # another change has done it
+                self._report()
             return False
         try:
             changed = await self._follow(ident)

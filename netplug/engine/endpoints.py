@@ -83,6 +83,7 @@ class Endpoints:
         self._attaching: set[str] = set()
         self._sandboxes = Locks()
         self._calls = Locks()
+        self._ids = Locks()
         self.listener: EndpointListener = NullListener()
 
     @uncancellable
@@ -95,8 +96,9 @@ class Endpoints:
             NetplugError, DriverError, IpamError: and nothing was changed.
         """
         network_id = self._registry.network(spec.network).network.id
-        async with self._registry.lock(network_id):
+        async with self._ids.hold(spec.id), self._registry.lock(network_id):
             record = self._registry.network(network_id)
+            self._registry.refuse_elsewhere(network_id, spec.id)
             if (there := self._registry.find(network_id, spec.id)) is not None:
                 if self._lost_answers.is_endpoint(there, spec, [it.ip for it in spec.addresses]):
                     await self._endpoint_leases.settle(there)

@@ -270,4 +270,8 @@ class Networks:
                 else:
                     named = replace(named, network=replace(record.network, name=name))
             if named != record:
-                await self._registry.save(named)
+                self._registry.starting[ident] = named.network  # nobody else takes the name meanwhile
+                try:
+                    await self._registry.save(named)
+                finally:
+                    del self._registry.starting[ident]

@@ -1,7 +1,7 @@
 """Use cases of published ports. Host ports are reserved before any rule leads to them."""
 
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import replace
 
 import structlog
@@ -95,9 +95,13 @@ class Publishing:
             if (built.published or built.withheld) and wanted == in_order(built.endpoint.ports):
                 self.dead_holders.note_alive(built)
                 return built
-            if built.published or built.withheld:
-                built = await self._unpublish(built)
-            return await self._publish(replace(built, endpoint=replace(built.endpoint, ports=wanted)))
+            hidden = await self._unpublish(built) if built.published or built.withheld else None
+            try:
+                return await self._publish(replace(hidden or built, endpoint=replace(built.endpoint, ports=wanted)))
+            except (NetplugError, DriverError, StoreError):
+                with suppress(NetplugError, DriverError, StoreError):
+                    await self._publish(hidden) if hidden else None  # as it was
+                raise
 
     async def _publish(self, built: EndpointRecord) -> EndpointRecord:
         net = self._registry.network(built.endpoint.network).network

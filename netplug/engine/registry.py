@@ -179,6 +179,17 @@ class Registry:
         """Return an endpoint, or None."""
         return self._endpoints.get(network_id, {}).get(endpoint_id)
 
+    def refuse_elsewhere(self, network_id: str, endpoint_id: str) -> None:
+        """Refuse an endpoint whose id another network has: links are named by it.
+
+        Raises:
+            NetplugError: "exists".
+        """
+        for ident, found in self._endpoints.items():
+            if ident != network_id and endpoint_id in found:
+                name = self.network(ident).network.name
+                raise NetplugError("exists", f"endpoint {endpoint_id[:12]!r} exists already, in network {name!r}")
+
     def endpoints_called(self, ref: str) -> list[EndpointRecord]:
         """Return the endpoints that a user means.
 
