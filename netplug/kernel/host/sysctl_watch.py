@@ -41,6 +41,7 @@ class SysctlWatch:
     def note(self, step: Sysctl, *, again: bool = False) -> None:
         """Watch a sysctl. `again`: also if it is watched, since its link, and so its file, may be another one."""
         if self._fd < 0 or (not again and step.name in self._watches):
+            self._look_again(step)
             return
         try:
             watch = libc.call("inotify_add_watch", self._fd, os.fsencode(sysctl.ROOT / step.name), _IN_MODIFY)
@@ -50,6 +51,12 @@ class SysctlWatch:
         self._watches[step.name], self._wanted[watch] = watch, step
         if former != watch:
             self._remove(former)
+
+    def _look_again(self, step: Sysctl) -> None:
+        """Have the next foreign write told if a sysctl is as wanted again: not all repairs write to its file."""
+        watch = self._watches.get(step.name)
+        if watch in self._told and not sysctl.drift(step):
+            self._told.discard(watch)
 
     def forget(self, step: Sysctl) -> None:
         """Watch a sysctl no more."""
