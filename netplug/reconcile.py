@@ -30,7 +30,7 @@ from netplug.drivers.steps import (
     Veth,
 )
 from netplug.engine import Engine
-from netplug.engine.audit import orphans
+from netplug.engine.audit import heir, orphans
 from netplug.engine.conditions import Difference
 from netplug.engine.contests import CONTEST
 from netplug.engine.firewall_commits import SETTLE_S, Commits
@@ -113,10 +113,12 @@ class Reconciler:
             log.info(
                 "lease.orphaned", subnet=str(found.pool.network), address=str(found.address or ""), what=found.what
             )
-            if found.lease:
-                await allocator.release_address(found.pool.id, found.lease.address)
-            else:
+            if found.lease is None:
                 await allocator.unbind(found.pool.id, found.holder)
+            elif owner := heir(self._engine, found.lease):
+                await allocator.assign(found.pool.id, found.lease.address, owner)
+            else:
+                await allocator.release_address(found.pool.id, found.lease.address)
 
     # Comparison and repair
 

@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator
 from ipaddress import ip_address
 
 import pytest_asyncio
-from engine_host import SANDBOX, Host
+from engine_host import OTHER, SANDBOX, Host
 
 from netplug.engine.audit import audit, orphans
 from netplug.ipam.lease import Owner, OwnerKind
@@ -58,3 +58,27 @@ async def test_endpoint_whose_sandbox_is_gone(host: Host) -> None:
     (found,) = await words(host)
     assert found.endswith(f"whose sandbox {SANDBOX} is gone")
     assert ip_address(found.split()[0])
+
+
+async def test_gateway_of_a_network_that_is_gone_is_the_other_networks_on_the_lan(host: Host) -> None:
+    """A crash came before it was handed on: nobody else may get it."""
+    await host.cli_network("10.7.0.0/24", ident=OTHER, name="lan")
+    (pool,) = host.engine.registry.network(OTHER).pools
+    gateway = ip_address("10.7.0.1")
+    await host.engine.allocator.assign(pool, gateway, Owner(OwnerKind.GATEWAY, "f0" * 32, "gone"))
+    await host.reboot()
+    lease = host.engine.allocator.lease(pool, gateway)
+    assert lease
+    assert lease.owner == Owner(OwnerKind.GATEWAY, OTHER, "lan")
+    await host.check()
+
+
+async def test_address_that_its_endpoint_does_not_have_is_released(host: Host) -> None:
+    (record, *_) = host.endpoints()
+    owner = Owner(OwnerKind.ENDPOINT, record.endpoint.id, record.name)
+    lease = await host.engine.allocator.request_address(record.pools[0], owner=owner)
+    assert await words(host) == [
+        f"{lease.address} leased to endpoint {record.endpoint.id[:12]}, which does not have it"
+    ]
+    await host.reboot()
+    assert await words(host) == []

@@ -237,7 +237,7 @@ class Addressing:
         for lease in self._allocator.leases(pool):
             if lease.owner.id != record.network.id:
                 continue
-            if lease.owner.kind is OwnerKind.GATEWAY and (heir := _routed_by(lease.address, pool, others)):
+            if lease.owner.kind is OwnerKind.GATEWAY and (heir := routed_by(lease.address, pool, others)):
                 await self._allocator.assign(pool, lease.address, replace(lease.owner, id=heir.id, name=heir.name))
             else:
                 await self._allocator.release_address(pool, lease.address)
@@ -364,7 +364,7 @@ def _pools_of(net: Network) -> set[IPNetwork]:
     return {subnet.pool for subnet in net.subnets}
 
 
-def _routed_by(gateway: IPAddress, pool: str, records: Collection[NetworkRecord]) -> Network | None:
+def routed_by(gateway: IPAddress, pool: str, records: Collection[NetworkRecord]) -> Network | None:
     """Return a network with this pool and gateway, if there is one."""
     nets = (record.network for record in records if pool in record.pools)
     return next((it for it in nets if any(sub.gateway and sub.gateway.ip == gateway for sub in it.subnets)), None)

@@ -1,13 +1,14 @@
 """Compares leases and pools with the records that should own them."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from netplug.drivers.naming import short
 from netplug.engine import Engine
+from netplug.engine.addressing import routed_by
 from netplug.engine.records import EndpointRecord
 from netplug.engine.sandboxes import is_there
-from netplug.ipam.lease import IPAddress, Lease, OwnerKind
+from netplug.ipam.lease import IPAddress, Lease, Owner, OwnerKind
 from netplug.ipam.pool import Pool
 
 
@@ -28,22 +29,33 @@ class Finding:
 def orphans(engine: Engine) -> list[Finding]:
     """Return leases and pools whose networks or endpoints do not exist."""
     networks = {record.network.id for record in engine.registry.networks()} | engine.quarantine.networks()
-    endpoints = {record.endpoint.id for record in engine.registry.endpoints()} | engine.quarantine.endpoints()
+    unusable = engine.quarantine.endpoints()
+    held = {it.endpoint.id: {address.ip for address in it.endpoint.addresses} for it in engine.registry.endpoints()}
     found = []
     for pool in engine.allocator.pools():
         for lease in engine.allocator.leases(pool.id):
-            owner = lease.owner
-            known = endpoints if owner.kind is OwnerKind.ENDPOINT else networks
-            if owner.kind is not OwnerKind.PENDING and owner.id and owner.id not in known:
-                kind = "endpoint" if owner.kind is OwnerKind.ENDPOINT else "network"
-                words = f"leased to {kind} {short(owner.id)}, which does not exist"
-                found.append(Finding(pool, words, lease.address, lease))
+            owner, why = lease.owner, ""
+            if owner.kind is OwnerKind.ENDPOINT and owner.id not in unusable:
+                there = held.get(owner.id)
+                words = "which does not exist" if there is None else "which does not have it"
+                why = f"endpoint {short(owner.id)}, {words}" if lease.address not in (there or ()) else ""
+            elif owner.kind not in {OwnerKind.ENDPOINT, OwnerKind.PENDING} and owner.id and owner.id not in networks:
+                why = f"network {short(owner.id)}, which does not exist"
+            if why:
+                found.append(Finding(pool, f"leased to {why}", lease.address, lease))
         found += [
             Finding(pool, f"held by network {short(holder)}, which does not exist", holder=holder)
             for holder in sorted(set(pool.holders) - networks)
         ]
         found += _of_others(engine, pool)
     return found
+
+
+def heir(engine: Engine, lease: Lease) -> Owner | None:
+    """Return who has a lease in place of an owner that is gone: another network of a LAN, if it is their gateway's."""
+    others = [it for it in engine.registry.networks() if it.network.id != lease.owner.id]
+    found = routed_by(lease.address, lease.pool, others) if lease.owner.kind is OwnerKind.GATEWAY else None
+    return replace(lease.owner, id=found.id, name=found.name) if found else None
 
 
 def _of_others(engine: Engine, pool: Pool) -> Iterator[Finding]:

@@ -38,6 +38,7 @@ from netplug.engine.sandboxes import is_there
 from netplug.engine.way_out import WayOut, tolerant
 from netplug.errors import NetplugError
 from netplug.kernel.api import HostKernel
+from netplug.store.api import StoreError
 from netplug.tasks.locks import Locks
 from netplug.tasks.uncancellable import uncancellable
 
@@ -97,6 +98,7 @@ class Endpoints:
         """
         network_id = self._registry.network(spec.network).network.id
         async with self._ids.hold(spec.id), self._registry.lock(network_id):
+            await self._refused.settle(network_id)
             record = self._registry.network(network_id)
             self._registry.refuse_elsewhere(network_id, spec.id)
             if (there := self._registry.find(network_id, spec.id)) is not None:
@@ -108,10 +110,7 @@ class Endpoints:
             return await self._told(await self._builder.create(record, spec, wanted))
 
     async def _told(self, built: EndpointRecord) -> EndpointRecord:
-        """Give a new endpoint what Docker requested for it, and tell the listener; if that fails, it is deleted.
-
-        If the store refuses that, too, it is deleted as soon as it can be.
-        """
+        """Give a new endpoint what Docker requested for it, and tell the listener; else delete it, once that can be."""
         try:
             await self._endpoint_leases.settle(built)
             await self.listener.joined(built)
@@ -121,8 +120,8 @@ class Endpoints:
         return built
 
     async def _drop_untold(self, built: EndpointRecord) -> None:
-        if self._registry.find(built.endpoint.network, built.endpoint.id) is built:
-            await self.drop(built)
+        if now := self._registry.find(built.endpoint.network, built.endpoint.id):
+            await self.drop(now)
 
     async def _drop_superseded(self, spec: EndpointSpec, record: NetworkRecord) -> None:
         if spec.front_end is not FrontEnd.DOCKER:
@@ -257,8 +256,7 @@ class Endpoints:
         """Attach a network namespace: link, addresses, routes, published ports.
 
         Raises:
-            NetplugError: "not_found" (network or namespace), "exists" (this interface is attached already; the message
-                says how it differs), and what `create` and `publish` raise. Nothing was changed.
+            NetplugError: "not_found"; "exists", and how it differs; what `create`, `publish` raise. Nothing was changed.
         """
         network_id = self._registry.network(spec.network).network.id
         path, ident = await self._kernel.sandboxes.find(spec.netns)
@@ -271,6 +269,7 @@ class Endpoints:
             # The namespace first, since another attach may be choosing its default route; then the network.
             async with self._sandboxes.hold(ident):
                 async with self._registry.lock(network_id):
+                    await self._refused.settle(network_id)
                     record = self._registry.network(network_id)
                     _refuse_unlinked(self._drivers.of(record.network), record.network, spec)
                     built = await self._repeated(record, wanted, spec) or await self._told(
@@ -308,8 +307,12 @@ class Endpoints:
         """Have a new endpoint provide its sandbox's default route if its network shall; else it is deleted."""
         try:
             await self.way_out.converge(built.sandbox, built.sandbox_id)
-        except NetplugError:
-            await self.delete(built.endpoint.network, built.endpoint.id)
+        except (NetplugError, StoreError):
+            try:
+                await self.delete(built.endpoint.network, built.endpoint.id)
+            except StoreError:
+                async with self._registry.lock(built.endpoint.network):
+                    await self._refused.attempt(built.endpoint.network, partial(self._drop_untold, built))
             raise
 
     async def _repeated(self, record: NetworkRecord, wanted: EndpointSpec, spec: AttachSpec) -> EndpointRecord | None:

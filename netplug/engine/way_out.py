@@ -26,6 +26,7 @@ from netplug.engine.records import EndpointRecord, FrontEnd
 from netplug.engine.registry import Registry, put
 from netplug.errors import NetplugError
 from netplug.kernel.api import StepError
+from netplug.store.api import StoreError
 from netplug.tasks.locks import Locks
 
 log = structlog.get_logger(__name__)
@@ -182,7 +183,7 @@ def tolerant(sandbox: str) -> Iterator[None]:
     """Log what fails; the sandbox may be gone."""
     try:
         yield
-    except (NetplugError, DriverError) as exc:
+    except (NetplugError, DriverError, StoreError) as exc:
         log.warning("way_out.missing", sandbox=sandbox, error=str(exc))
 
 
