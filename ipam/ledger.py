@@ -79,13 +79,17 @@ class Ledger:
         """
         number = int(address)
         holder = self._leases.get(number) or self._claiming.get(number)
-        if holder is not None:
+        if holder is not None and not self._is_being_freed(number):
             end = "stop or detach it, or " if holder.owner.kind is OwnerKind.ENDPOINT else ""
             raise IpamError(
                 Kind.UNAVAILABLE,
                 f"address {address} of pool {self.pool.network} is leased to {called(holder.owner)}",
                 hint=f"{end}choose another address, or none",
             )
+
+    def _is_being_freed(self, number: int) -> bool:
+        """Return whether a retained address is being deleted: who asks for just this one gets it after that."""
+        return number in self._leaving and self._claiming.get(number) is self._leaving[number]
 
     def elsewhere(self, limit: int) -> tuple[int, ...]:
         """Return the addresses that other hosts have had, the oldest refusal first; they may be free by now."""
@@ -98,9 +102,10 @@ class Ledger:
     def begin_claim(self, lease: Lease) -> Lease | None:
         """Mark an address as being claimed. Return it as it was retained, or None."""
         number = int(lease.address)
+        freed = self._leaving[number] if self._is_being_freed(number) else None
         self._claiming[number] = lease
         self.picker.take(number)
-        retained = self._retained.pop(number, None)
+        retained = self._retained.pop(number, freed)
         if retained is not None:
             if self._retained_for.get(retained.owner.name) == number:
                 del self._retained_for[retained.owner.name]
@@ -120,8 +125,10 @@ class Ledger:
         self.picker.take(number)
 
     def abandon(self, lease: Lease) -> None:
-        """Undo a claim that failed."""
+        """Undo a claim that failed, unless somebody else claims the address by now."""
         number = int(lease.address)
+        if self._claiming.get(number) is not lease:
+            return
         del self._claiming[number]
         if retained := self._leaving.pop(number, None):
             self._retained[number] = retained
@@ -264,8 +271,13 @@ class Ledger:
         self._retain(replace(retained, mac=old.mac) if old and old.owner == retained.owner else retained)
 
     def forget(self, retained: Lease) -> None:
-        """Free a retained address that the store has deleted; `begin_claim` has marked it before."""
+        """Free a retained address that the store has deleted, unless somebody claims it by now.
+
+        `begin_claim` has marked it before.
+        """
         number = int(retained.address)
+        if self._claiming.get(number) is not retained:
+            return
         del self._claiming[number]
         self._leaving.pop(number, None)
         self._free(number)

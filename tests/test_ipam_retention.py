@@ -285,3 +285,49 @@ async def test_forgotten_lease_and_failed_claim_leave_the_promise(it: Sticky) ->
         await it.take("", "10.1.0.1")
     assert it.kept() == {"web": "10.1.0.1"}
     it.ipam.reserve("nowhere", {ip_address("10.1.0.1"): "web"})
+
+
+@pytest.mark.parametrize("broken", ["", "drop"])
+async def test_address_whose_time_is_just_over_is_given_to_who_asks_for_it(it: Sticky, broken: str) -> None:
+    web = await it.take("web")
+    await it.release(web)
+    it.now += 2 * DAY
+    it.store.gate.clear()
+    expiring = asyncio.ensure_future(it.ipam.expire())
+    await asyncio.sleep(0)
+    asking = [asyncio.ensure_future(it.lease(name, web)) for name in ("db", "thief")]
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)  # calls take effect in the order in which they start
+    it.store.broken = {broken}
+    it.store.gate.set()
+    await asyncio.gather(expiring, return_exceptions=True)
+    lease, refused = await asyncio.gather(*asking, return_exceptions=True)
+    assert isinstance(lease, Lease)
+    assert lease.owner == named("db")
+    assert isinstance(refused, IpamError)
+    assert it.store.leases[it.pool.id, lease.address] == lease
+    it.store.broken = set()
+    await it.ipam.expire()
+    assert (it.kept(), it.ipam.usage(it.pool.id)) == ({}, Usage(6, 5, 1))
+    await it.release(web, forget=True)
+    assert it.ipam.usage(it.pool.id) == Usage(6, 6, 0)
+
+
+async def test_address_that_could_not_be_taken_while_it_was_freed_is_free(it: Sticky) -> None:
+    web = await it.take("web")
+    await it.release(web)
+    it.now += 2 * DAY
+    it.store.gate.clear()
+    expiring = asyncio.ensure_future(it.ipam.expire())
+    await asyncio.sleep(0)
+    asking = asyncio.ensure_future(it.lease("db", web))
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    it.store.broken = {"claim"}
+    it.store.gate.set()
+    await expiring
+    with pytest.raises(StoreBrokenError):
+        await asking
+    it.store.broken = set()
+    await it.ipam.expire()
+    assert (it.kept(), it.ipam.usage(it.pool.id).free) == ({}, 6)
