@@ -535,3 +535,21 @@ async def test_network_of_dockers_in_the_way_is_named_with_both_commands(plugin:
     assert words in said["error"]
     said = await plugin.create(subnets=[{"subnet": "10.1.0.0/24"}])
     assert words.replace("it:", "that network:") in said["error"]
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+async def test_address_of_a_container_that_died_without_a_word_goes_to_its_next_life(
+    plugin: Plugin, *, restarted: bool
+) -> None:
+    """nerdctl starts a container again under its id, and after a loss of power nobody has sent a DEL."""
+    assert (await plugin.call("ADD", type="bridge"))["ips"]
+    plugin.host.kernel.vanish(NETNS)
+    if restarted:
+        await plugin.host.reboot()
+    assert (await plugin.call("ADD", type="bridge", netns="/run/netns/next"))["ips"]
+    (built,) = plugin.host.endpoints()
+    assert built.sandbox == "/run/netns/next"
+    assert (await plugin.call("ADD", type="bridge", netns="/run/netns/other"))["code"] == 101
+    await plugin.call("DEL", type="bridge")
+    assert plugin.host.leases()[0].owner.name == "blue"
+    assert len(plugin.host.leases()) == 1

@@ -444,3 +444,26 @@ async def test_a_failure_takes_no_address_from_who_has_it_by_now(host: Host, *, 
     assert lease is not None
     assert lease.owner == other
     await allocator.release_address(pool, address)
+
+
+async def test_name_means_no_namespace_of_a_process(host: Host) -> None:
+    """All of those are called net."""
+    for netns in ("/proc/100/ns/net", "/proc/200/ns/net", "net"):
+        await host.attach(netns)
+    (named,) = host.engine.registry.endpoints_called("net")
+    assert named.sandbox == "/run/netns/net"
+    await host.engine.endpoints.detach(NET, "net", "eth0")
+    assert sorted(one.sandbox for one in host.endpoints()) == ["/proc/100/ns/net", "/proc/200/ns/net"]
+    with pytest.raises(NetplugError, match="not attached"):
+        await host.engine.endpoints.detach(NET, "net", "eth0")
+    await host.engine.endpoints.detach(NET, "/proc/100/ns/net", "eth0")
+
+
+async def test_address_that_all_routers_of_a_subnet_have_is_for_no_endpoint(host: Host) -> None:
+    """The host would answer in its place: ``ip -6 route show table local`` has it as anycast."""
+    await host.cli_network("fd00:5::/64", ident=OTHER)
+    with pytest.raises(NetplugError, match="subnet-router anycast address"):
+        await host.attach("ns1", network=OTHER, addresses=(ip_address("fd00:5::"),))
+    await host.cli_network("fd00:6::/127", ident=NEXT, name="two")
+    built = await host.attach("ns1", network=NEXT, addresses=(ip_address("fd00:6::1"),))
+    assert built.endpoint.addresses

@@ -141,6 +141,7 @@ async def _refuse(
     refusal.end()
     if again and told:
         await case.act(host)
+        told = None
     if refusal.happened:
         for _ in range(2):
             await host.reconciler.repair()

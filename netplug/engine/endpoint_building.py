@@ -12,6 +12,7 @@ from netplug.drivers.registry import Drivers
 from netplug.drivers.steps import IPAddress, Route
 from netplug.engine.addressing import Addressing
 from netplug.engine.journal import Intent, Journal
+from netplug.engine.network_checks import refuse_anycast
 from netplug.engine.planning import Planner
 from netplug.engine.port_reservation import in_order
 from netplug.engine.publishing import Publishing
@@ -64,6 +65,7 @@ class EndpointBuilder:
         if net.internal and options.gw_priority is not None:
             words = f"option gw_priority: network {net.name!r} is internal, and never provides the default route"
             raise NetplugError("invalid", words, hint="leave it out")
+        refuse_anycast(net, wanted)
         driver.admit(net, len(self._registry.endpoints(net.id)))
         self._kernel.ports.admit(_DESCRIPTORS, "one more endpoint")
         async with self._addressing.addresses(record, spec, wanted) as leased:

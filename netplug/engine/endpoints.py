@@ -34,7 +34,7 @@ from netplug.engine.records import (
 )
 from netplug.engine.refused_releases import RefusedReleases
 from netplug.engine.registry import Registry, put
-from netplug.engine.sandboxes import is_there
+from netplug.engine.sandboxes import is_there, name_of
 from netplug.engine.way_out import WayOut, tolerant
 from netplug.errors import NetplugError
 from netplug.kernel.api import HostKernel
@@ -256,7 +256,7 @@ class Endpoints:
         """Attach a network namespace: link, addresses, routes, published ports.
 
         Raises:
-            NetplugError: "not_found"; "exists", and how it differs; what `create`, `publish` raise. Nothing was changed.
+            NetplugError: "not_found"; "exists", and how it differs; what `create`, `publish` raise. Nothing changed.
         """
         network_id = self._registry.network(spec.network).network.id
         path, ident = await self._kernel.sandboxes.find(spec.netns)
@@ -370,7 +370,7 @@ class Endpoints:
         return [
             built
             for built in self._registry.endpoints(network_id)
-            if built.ifname == ifname and netns in {built.sandbox, built.sandbox.rsplit("/", 1)[-1]}
+            if built.ifname == ifname and netns in {built.sandbox, name_of(built.sandbox)}
         ]
 
     async def _settled(self, netns: str) -> None:

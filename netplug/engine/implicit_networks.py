@@ -84,7 +84,7 @@ class ImplicitNetworks:
         """
         async with self.one_at_a_time(name):
             if self.is_joined(name):
-                raise NetplugError("forbidden", "a container is just joining it")
+                raise NetplugError("forbidden", "a container is just joining it", hint="try again")
             yield
 
     def refuse_disagreement(self, record: NetworkRecord, spec: NetworkSpec) -> None:

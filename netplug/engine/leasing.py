@@ -7,6 +7,9 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 
+import structlog
+
+from netplug.drivers.naming import short
 from netplug.drivers.registry import Drivers
 from netplug.drivers.steps import IPAddress
 from netplug.engine.endpoints import Endpoints
@@ -14,9 +17,11 @@ from netplug.engine.implicit_networks import ImplicitNetworks
 from netplug.engine.networks import Networks
 from netplug.engine.records import EndpointRecord, EndpointSpec, NetworkRecord, NetworkSpec
 from netplug.engine.registry import Registry
-from netplug.engine.sandboxes import identity
+from netplug.engine.sandboxes import identity, is_there
 from netplug.errors import NetplugError
 from netplug.kernel.sandbox.api import Sandboxes
+
+log = structlog.get_logger(__name__)
 
 
 class Leasing:
@@ -63,6 +68,7 @@ class Leasing:
         try:
             elsewhere = (netns, await identity(self._sandboxes, netns) or "")
             spec = replace(spec, network=record.network.id, elsewhere=elsewhere)
+            await self._forget_former(spec)
             built = await self._endpoints.create(spec, wanted)
             try:
                 yield record, built
@@ -73,6 +79,15 @@ class Leasing:
             if made:
                 await self._networks.delete(record.network.id, by=network.front_end)
             raise
+
+    async def _forget_former(self, spec: EndpointSpec) -> None:
+        """Delete the endpoint of a former life of a container, which ended without a word: its sandbox is gone."""
+        former = self._registry.find(spec.network, spec.id)
+        if former is None or (former.sandbox, former.sandbox_id) == spec.elsewhere:
+            return
+        if not await is_there(self._sandboxes, former):
+            log.info("endpoint.dead", endpoint=short(spec.id), sandbox=former.sandbox)
+            await self._endpoints.delete(spec.network, spec.id)
 
     def _refuse_other(self, record: NetworkRecord, wanted: NetworkSpec) -> None:
         """Refuse a network that has links of its own, or differs otherwise."""

@@ -3,7 +3,7 @@
 from collections.abc import Collection, Mapping
 
 from netplug.drivers.api import Network, Subnet
-from netplug.drivers.steps import IPNetwork
+from netplug.drivers.steps import IPAddress, IPNetwork
 from netplug.engine.records import EndpointRecord, FrontEnd, NetworkRecord, NetworkSpec, SubnetSpec
 from netplug.errors import NetplugError
 
@@ -83,3 +83,17 @@ def _refuse_used(subnet: IPNetwork, endpoints: Collection[EndpointRecord]) -> No
         more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
         words = f"subnet {subnet} has addresses of {', '.join(names[:_NAMED])}{more}"
         raise NetplugError("forbidden", words, hint="remove them from the network first")
+
+
+def refuse_anycast(net: Network, wanted: Collection[IPAddress]) -> None:
+    """Refuse an address that each router of its subnet has (RFC 4291 §2.6.1; for /127 see RFC 6164).
+
+    The host would answer in the endpoint's place.
+
+    Raises:
+        NetplugError: "invalid".
+    """
+    for pool in (subnet.pool for subnet in net.subnets if subnet.pool.version == 6 and subnet.pool.prefixlen <= 126):
+        if pool.network_address in wanted:
+            words = f"address {pool.network_address} is the subnet-router anycast address of subnet {pool}"
+            raise NetplugError("invalid", words, hint="choose another address")

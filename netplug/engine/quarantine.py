@@ -15,6 +15,7 @@ from netplug.drivers.plan import Plan
 from netplug.drivers.steps import HostPort, Relay
 from netplug.engine.conditions import QUARANTINE, Conditions, Difference
 from netplug.engine.records import ENDPOINTS, NETWORKS
+from netplug.engine.sandboxes import name_of
 from netplug.errors import NetplugError
 
 
@@ -121,7 +122,7 @@ class Quarantine:
         for it in self._found.values():
             sandbox = str(it.value.get("sandbox", ""))
             here = it.endpoint and it.network == network and it.value.get("ifname") == ifname
-            if here and netns in {sandbox, sandbox.rsplit("/", 1)[-1]}:
+            if here and netns in {sandbox, name_of(sandbox)}:
                 raise it.refusal()
 
     # Their kernel objects

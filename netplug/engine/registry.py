@@ -16,6 +16,7 @@ from netplug.drivers.registry import Drivers
 from netplug.drivers.steps import Hairpin, Veth
 from netplug.engine.quarantine import Quarantine, Unusable, unusable
 from netplug.engine.records import CREATED, ENDPOINTS, NETWORKS, EndpointRecord, FrontEnd, NetworkRecord
+from netplug.engine.sandboxes import name_of
 from netplug.errors import NetplugError
 from netplug.ipam.lease import Owner, OwnerKind
 from netplug.store.api import Delete, Put, Store
@@ -286,7 +287,7 @@ def put(record: Record) -> Put:
 
 def _namespace(record: EndpointRecord) -> str:
     """Return the name of a namespace that no runtime made, if it has one."""
-    return record.sandbox.rsplit("/", 1)[-1] if record.front_end is FrontEnd.CLI else ""
+    return name_of(record.sandbox) if record.front_end is FrontEnd.CLI else ""
 
 
 def _refuse_key(key: str, own: str) -> None:

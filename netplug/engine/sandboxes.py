@@ -9,6 +9,16 @@ from netplug.errors import NetplugError
 from netplug.kernel.sandbox.api import Sandboxes
 
 
+def name_of(path: str) -> str:
+    """Return the name of a namespace, which a folder of named ones has; empty for that of a process.
+
+    >>> name_of("/run/netns/lab"), name_of("/proc/4711/ns/net")
+    ('lab', '')
+    """
+    folder, _, name = path.rpartition("/")
+    return name if folder.endswith("/netns") else ""
+
+
 async def is_there(sandboxes: Sandboxes, record: EndpointRecord) -> bool:
     """Tell whether the endpoint's sandbox exists, with the same identity."""
     ident = await identity(sandboxes, record.sandbox)

@@ -159,7 +159,9 @@ class _Api:
         return update_wire.UpdateOut.of(updated, count, dry_run=body.dry_run)
 
     async def delete_network(self, ref: str) -> None:
-        await self._engine.networks.delete_for_user(ref, self._docker_knows)
+        network = self._engine.registry.network(ref).network
+        async with self._engine.implicit_networks.unjoined(network.name):
+            await self._engine.networks.delete_for_user(network.id, self._docker_knows)
 
     async def prune_networks(self, body: prune_wire.PruneIn) -> prune_wire.PruneOut:
         found = await self._engine.pruning.prune(body.to_filter(), self._docker_knows, dry_run=body.dry_run)

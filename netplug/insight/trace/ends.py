@@ -10,6 +10,7 @@ from netplug.drivers.naming import short
 from netplug.drivers.steps import IPAddress
 from netplug.engine import Engine
 from netplug.engine.records import EndpointRecord, FrontEnd
+from netplug.engine.sandboxes import name_of as namespace_name
 from netplug.errors import NetplugError
 from netplug.insight.overlay.remote_ends import RemoteEnd, RemoteEnds
 from netplug.insight.trace.model import HOST_PLACE, Place
@@ -208,7 +209,7 @@ def of_remote(far: RemoteEnd, address: IPAddress | None = None) -> End:
 
 def name_of(record: EndpointRecord) -> str:
     """Return how an end is called in the answer."""
-    namespace = record.sandbox.rsplit("/", 1)[-1] if record.front_end is FrontEnd.CLI else ""
+    namespace = namespace_name(record.sandbox) if record.front_end is FrontEnd.CLI else ""
     return record.name or namespace or short(record.container or record.endpoint.id)
 
 
