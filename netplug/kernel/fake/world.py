@@ -103,11 +103,17 @@ class World:
 
     def names(self, netns: str | None = None) -> set[str]:
         """Return the names of all links of a namespace."""
-        veths = [link for link in self.links() if isinstance(link, Veth)]
-        ends = {link.peer for link in veths if self.away.get(link.key, link.netns) == netns}
-        ends |= {link.ifname or link.name for link in self.links() if isinstance(link, Macvlan) and link.netns == netns}
-        here = {link.name for link in self.links() if not isinstance(link, Macvlan)}
-        return ends | {"lo"} if netns else ends | here | set(self.foreign.links) | set(self.foreign.tunnels)
+        found = {"lo"} if netns else {*self.foreign.links, *self.foreign.tunnels}
+        for link in self.links():
+            if isinstance(link, Macvlan):
+                if link.netns == netns:
+                    found.add(link.ifname or link.name)
+                continue
+            if isinstance(link, Veth) and self.away.get(link.key, link.netns) == netns:
+                found.add(link.peer)
+            if not netns:
+                found.add(link.name)
+        return found
 
     def link_facts(self) -> tuple[LinkFacts, ...]:
         """Return the facts about the host's links that drivers get."""
