@@ -18,6 +18,16 @@ from netplug.docker import garbage
 pytest.register_assert_rewrite("engine_host")
 settings.register_profile("netplug", deadline=None)  # a busy machine is slow; the timeout ends what hangs
 settings.load_profile("netplug")
+# What a test logs is seen where it fails. By default it has times, and tracebacks with the source around each line,
+# which take longer than what is tested.
+structlog.configure(
+    processors=[
+        structlog.contextvars.merge_contextvars,
+        structlog.processors.add_log_level,
+        structlog.processors.StackInfoRenderer(),
+        structlog.dev.ConsoleRenderer(colors=False, pad_level=False, exception_formatter=structlog.dev.plain_traceback),
+    ]
+)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
