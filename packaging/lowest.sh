@@ -18,4 +18,4 @@ echo "== build/lowest with $("$folder/bin/python" --version), $(paste -sd ' ' "$
 "$folder/bin/python" -m pip install --quiet --upgrade pip
 "$folder/bin/python" -m pip install -qq --constraint "$folder/constraints.txt" --editable . --group dev
 "$folder/bin/python" -m pip check
-exec "$folder/bin/python" -m pytest --quiet --numprocesses 4 --dist loadfile tests "$@"
+exec "$folder/bin/python" -m pytest --quiet --numprocesses 4 --dist loadfile --no-loadscope-reorder tests "$@"
