@@ -1,6 +1,6 @@
 """Which network of a sandbox provides its default route: by priority, whatever came first, and after each death."""
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from ipaddress import ip_address, ip_network
@@ -11,7 +11,7 @@ import pytest_asyncio
 from engine_host import NET, OTHER, Died, Fuse, Host
 
 from netplug.drivers.api import StaticRoute
-from netplug.drivers.steps import Route
+from netplug.drivers.steps import Route, SourceRoute, Step
 from netplug.engine.network_updates import NetworkChange
 from netplug.engine.records import EndpointRecord, FrontEnd, NetworkSpec, SubnetSpec
 from netplug.errors import NetplugError
@@ -136,6 +136,27 @@ async def test_changed_priority_moves_it(host: Host) -> None:
         await host.engine.endpoints.way_out.converge(SANDBOX)
         assert ways(host) == {4: expected}
         await host.check()
+
+
+async def test_former_way_out_answers_by_its_own_link_before_it_moves(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else what its connections send in between leaves by a link that has another address, and is lost."""
+    await networks(host, of={NET: 0, OTHER: 1})
+    await join(host, NET)
+    state = host.kernel._world.state
+    answering = []
+    ensure = type(host.kernel).ensure
+
+    async def watched(self: object, steps: Sequence[Step], *args: object) -> object:
+        if any(isinstance(step, Route) and step.link == "eth1" and not step.destination.prefixlen for step in steps):
+            answering.append({step.link for step in state.values() if isinstance(step, SourceRoute)})
+        return await ensure(self, steps, *args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(type(host.kernel), "ensure", watched)
+    await join(host, OTHER)
+    assert ways(host) == {4: "red"}
+    assert [it >= {"eth0"} for it in answering] == [True]
 
 
 async def test_nothing_is_written_if_nothing_changes(host: Host) -> None:

@@ -11,6 +11,7 @@ ports work, and so do the connections that were there when the route moved.
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 
 import structlog
 
@@ -72,10 +73,23 @@ class WayOut:
             for winner, version in self._moves(sandbox, sandbox_id, leaving):
                 here = self._registry.in_sandbox(sandbox, sandbox_id)
                 others = [one for one in here if one.key not in {winner.key, leaving} and version in one.ways]
-                if await self._change(winner, version, provides=True):
+                if await self._take_over(winner, version, others):
                     log.info("way_out.moved", endpoint=short(winner.endpoint.id), sandbox=sandbox, version=version)
                     for other in others:
                         await self._change(other, version, provides=False)
+
+    async def _take_over(self, winner: EndpointRecord, version: int, others: Sequence[EndpointRecord]) -> bool:
+        """Move the default route from others, whose connections stay; tell whether it moved."""
+        moved = False
+        try:
+            for other in others:
+                await self._keep_answering(other, version)
+            moved = await self._change(winner, version, provides=True)
+        finally:
+            for other in () if moved else others:
+                with tolerant(other.sandbox):
+                    await self._as_before(other)
+        return moved
 
     async def converge_all(self) -> None:
         """Do so for each sandbox, as far as possible: a crash may have come in between."""
@@ -135,6 +149,33 @@ class WayOut:
                 continue
             if version not in winner.ways or any(version in one.ways for one in here if one is not winner):
                 yield winner, version
+
+    async def _keep_answering(self, record: EndpointRecord, version: int) -> None:
+        """Let an endpoint answer what comes in by its link, whoever provides the default route."""
+        async with self._registry.lock(record.endpoint.network):
+            built = self._present(record)
+            if built is None:
+                return
+            later = self._with(built, built.ways - {version}).plan
+            new = Plan(tuple(step for step in later if isinstance(step, SourceRoute) and step not in built.plan))
+            if new:
+                now = replace(built, plan=built.plan + new).summarized()
+                key, _ = await self._journal.build(Intent(f"way out of {built.sandbox}", new))
+                await self._journal.commit(key, [put(now)])
+                self._registry.remember(now)
+
+    async def _as_before(self, record: EndpointRecord) -> None:
+        """Undo that for who provides the default route all the same."""
+        async with self._registry.lock(record.endpoint.network):
+            built = self._present(record)
+            if built is None:
+                return
+            kept = {step.key for step in self._with(built, built.ways).plan}
+            gone = Plan(tuple(step for step in built.plan if isinstance(step, SourceRoute) and step.key not in kept))
+            if gone:
+                now = replace(built, plan=built.plan.without(step.key for step in gone)).summarized()
+                written = partial(self._registry.remember, now)
+                await self._journal.move(Intent(f"way out of {built.sandbox}", gone), Plan(()), [put(now)], written)
 
     async def _change(self, record: EndpointRecord, version: int, *, provides: bool) -> bool:
         """Let an endpoint provide the default route, in place of what there is, or no longer; tell whether it did.
