@@ -14,6 +14,8 @@ from harness.faults import Fault, Moment, What
 
 ALL = [*What]
 TRIES = 5
+RARE = 2
+"""Requests more that Docker made when they were counted than in other runs."""
 
 
 @pytest.fixture(scope="module", params=[(), ("--live-restore",)], ids=["", "live-restore"])
@@ -34,7 +36,7 @@ def some(calls: list[str]) -> Iterator[Fault]:
         yield Fault(number, [*Moment][turn // len(ALL) % 2], ALL[turn % len(ALL)])
 
 
-def check(scene: Scene, fault: Fault) -> str:
+def check(scene: Scene, fault: Fault, *, rare: bool = False) -> str:
     """Have a fault happen in the story, and return how it went.
 
     Docker makes a request or two more in some runs, so a story that ends before the fault is told again.
@@ -43,6 +45,9 @@ def check(scene: Scene, fault: Fault) -> str:
         failed = scene.tell(fault)
         if scene.netplug.happened:
             break
+    else:
+        if rare:
+            return f"{fault.what} at {fault.number} ({fault.moment}): Docker made no such request in {TRIES} stories"
     try:
         assert scene.netplug.happened
         scene.clean_up()
@@ -79,7 +84,7 @@ def test_nothing_is_lost_when_an_engine_dies_at_a_request(scene: Scene) -> None:
 def test_nothing_is_lost_at_any_request(scene: Scene, what: What, capsys: pytest.CaptureFixture[str]) -> None:
     for number in range(1, len(scene.calls) + 1):
         for moment in Moment:
-            said = check(scene, Fault(number, moment, what))
+            said = check(scene, Fault(number, moment, what), rare=number > len(scene.calls) - RARE)
             with capsys.disabled():
                 print(said, flush=True)
 
