@@ -3,6 +3,7 @@
 import json
 from collections.abc import AsyncIterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -218,3 +219,27 @@ async def test_gc_frees_nothing_where_an_attachment_cannot_be_read(plugin: Plugi
     assert [one.container for one in plugin.host.endpoints()] == ["c"]
     assert await plugin("GC", **{"cni.dev/valid-attachments": [{"containerid": "c", "IfName": "eth0"}]}) == {}
     assert [one.container for one in plugin.host.endpoints()] == ["c"]
+
+
+async def test_route_for_another_table_is_refused_and_the_address_given_back(plugin: Plugin, tmp_path: Path) -> None:
+    """In the main table it would lead packets that it is not for."""
+    asked, answer, theirs = tmp_path / "asked", tmp_path / "answer", tmp_path / "theirs"
+    theirs.write_text(
+        f"#!/bin/sh\ncat >/dev/null; echo $CNI_COMMAND >>{asked}; [ $CNI_COMMAND = DEL ] || cat {answer}\n"
+    )
+    theirs.chmod(0o755)
+
+    async def add(**route: Any) -> dict[str, Any]:
+        found = {"ips": [{"address": "10.1.0.7/24"}], "routes": [{"dst": "10.9.0.0/16", "gw": "10.1.0.5"} | route]}
+        answer.write_text(json.dumps({"cniVersion": "1.1.0"} | found))
+        env = {"CNI_COMMAND": "ADD", "CNI_CONTAINERID": "c", "CNI_NETNS": NETNS, "CNI_IFNAME": "eth0"}
+        text = {"cniVersion": "1.1.0", "name": "blue", "type": "pynet", "ipam": {"type": "theirs"}}
+        call = Call("pynet", env | {"CNI_PATH": str(tmp_path)}, json.dumps(text).encode())
+        said: dict[str, Any] = json.loads((await CniService(plugin.host.engine).answer(call)).stdout)
+        return said
+
+    refused = await add(table=100)
+    assert (refused["code"], "table 100" in refused["msg"]) == (2, True)
+    assert asked.read_text().split() == ["ADD", "DEL"]
+    assert plugin.host.networks() == []
+    assert (await add(table=254))["routes"] == [{"dst": "10.9.0.0/16", "gw": "10.1.0.5"}]

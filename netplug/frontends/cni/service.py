@@ -39,6 +39,8 @@ from netplug.tasks.request import current
 
 log = structlog.get_logger(__name__)
 
+_MAIN = 254
+"""RT_TABLE_MAIN (rtnetlink(7))."""
 _VERBS = frozenset({*Command, *netavark.COMMANDS})
 
 
@@ -267,9 +269,16 @@ def _spec(request: Request, wanted: Wanted, record: NetworkRecord, leased: Resul
 
 
 def _with_routes(wanted: Wanted, leased: Result) -> Wanted:
-    """Add the routes of another IPAM plugin. As with ours, they replace the default routes by the gateways."""
+    """Add the routes of another IPAM plugin. As with ours, they replace the default routes by the gateways.
+
+    Raises:
+        CniError: code 2: one is for another table than the main one, where it would lead other packets.
+    """
     if not leased.routes:
         return wanted
+    for route in leased.routes:
+        if (table := route.extra.get("table")) not in {None, 0, _MAIN}:
+            raise CniError(Code.UNSUPPORTED, f"the IPAM plugin's route to {route.dst} is for table {table}")
     theirs = tuple(RouteIn(dst=route.dst, gw=route.gw) for route in leased.routes)
     return replace(wanted, routes=(*(wanted.routes or ()), *theirs))
 
