@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,10 @@ from aiohttp import web
 
 
 class DockerApi:
-    """`start` and `stop` as often as wanted; what is in `networks` and `containers` is what it knows."""
+    """`start` and `stop` as often as wanted; what is in `networks` and `containers` is what it knows.
+
+    `damaged`: containers that it cannot inspect. `follows`: clear it, and who asks for events has to wait.
+    """
 
     def __init__(self, path: Path) -> None:
         self.url = f"unix://{path}"
@@ -22,6 +26,10 @@ class DockerApi:
         self.gone_after_list: set[str] = set()
         self.inspected: list[str] = []
         self.fails = False
+        self.damaged: set[str] = set()
+        self.follows = asyncio.Event()
+        self.follows.set()
+        self.told: list[tuple[float, dict[str, Any]]] = []
         self.root = "/var/lib/docker"
         self._path = path
         self._streams: list[asyncio.Queue[dict[str, Any] | None]] = []
@@ -66,6 +74,7 @@ class DockerApi:
 
     def tell(self, kind: str, action: str, ident: str, **attributes: str) -> None:
         event = {"Type": kind, "Action": action, "Actor": {"ID": ident, "Attributes": attributes}, "time": 1}
+        self.told.append((time.time(), event))
         for stream in self._streams:
             stream.put_nowait(event)
 
@@ -94,6 +103,8 @@ class DockerApi:
     async def _inspect(self, request: web.Request) -> web.Response:
         ident = request.match_info["ident"]
         self.inspected.append(ident)
+        if ident in self.damaged:
+            return web.json_response({"message": "RWLayer is unexpectedly nil"}, status=500)
         if ident not in self.containers:
             return web.json_response({"message": "no such container"}, status=404)
         answer = web.json_response(self.containers[ident])
@@ -104,8 +115,13 @@ class DockerApi:
     async def _events(self, request: web.Request) -> web.StreamResponse:
         self.filters = json.loads(request.query["filters"])
         response = web.StreamResponse(headers={"Content-Type": "application/json"})
+        waits = not self.follows.is_set()
+        await self.follows.wait()
         await response.prepare(request)
         queue: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue()
+        for when, event in self.told if waits else ():
+            if when >= float(request.query.get("since", "inf")):
+                queue.put_nowait(event)
         self._streams.append(queue)
         self.listening.set()
         try:

@@ -143,6 +143,39 @@ async def test_dockerd_that_is_out_of_order_is_asked_again(host: Host, docker: D
     await until(lambda: host.endpoint().name == "web")
 
 
+async def test_what_happens_before_events_are_followed_is_learned_too(
+    host: Host, docker: DockerApi, names: DockerEvents
+) -> None:
+    docker.follows.clear()
+    await docker.start()
+    async with asyncio.timeout(DEADLINE_S):
+        await docker.listed.wait()
+    docker.run_container("c1", "web", blue=(NET, END))
+    docker.tell("container", "start", "c1")
+    docker.follows.set()
+    await until(lambda: called(host) == ("a1a1a1a1a1a1", "web", "c1"))
+
+
+async def test_container_that_docker_cannot_inspect_keeps_no_other_from_its_names(
+    host: Host, docker: DockerApi, names: DockerEvents
+) -> None:
+    await host.docker_endpoint(NEXT, "10.1.0.3/24")
+    docker.damaged.add("c0")
+    docker.run_container("c0", "damaged", blue=(NET, NEXT))
+    await docker.start()
+    await heard(docker)
+    docker.networks = {NET: "blue"}
+    docker.run_container("c1", "web", blue=(NET, END))
+    docker.containers["c1"]["Config"] = {"Hostname": "inner"}
+    docker.tell("container", "start", "c1")
+    await until(lambda: host.endpoint().hostname == "inner")
+    assert host.endpoint(NEXT).name == "damaged"
+    docker.damaged.clear()
+    docker.containers["c0"]["Config"] = {"Hostname": "mended"}
+    docker.tell("container", "rename", "c0")
+    await until(lambda: host.endpoint(NEXT).hostname == "mended")
+
+
 async def test_vanished_container_is_passed_over(host: Host, docker: DockerApi, names: DockerEvents) -> None:
     await docker.start()
     await heard(docker)

@@ -8,6 +8,7 @@ later.
 import asyncio
 import json
 import re
+import time
 from collections.abc import Callable, Mapping
 from datetime import datetime
 from ipaddress import ip_interface, ip_network
@@ -87,6 +88,8 @@ class DockerEvents:
         self.on_lost: Callable[[], None] = lambda: None
         self.on_return: Callable[[], None] = lambda: None
         self._came = False
+        self._unreadable: set[str] = set()
+        """Containers that Docker could not tell of: they are passed over, so that others have their names."""
 
     async def run(self) -> None:
         """Follow Docker until cancelled."""
@@ -103,9 +106,11 @@ class DockerEvents:
             await asyncio.sleep(delay)
 
     async def _follow(self, docker: "aiodocker.Docker") -> None:
-        # Subscribe before the first reading: then events during it are handled twice, not missed.
+        # From before the first reading on, whenever Docker takes the subscription: then events during it are handled
+        # twice, not missed.
+        since = str(int(time.time()) - 1)
         subscriber = docker.events.subscribe(create_task=False)  # type: ignore[no-untyped-call]
-        events = asyncio.ensure_future(docker.events.run(filters=_json(_EVENTS)))
+        events = asyncio.ensure_future(docker.events.run(filters=_json(_EVENTS), since=since))
         try:
             await self.own.learn()
             await self._read_all(docker)
@@ -166,10 +171,16 @@ class DockerEvents:
             async with asyncio.timeout(CALL_TIMEOUT_S):
                 data: Any = await docker.containers.container(container_id).show()
         except DockerError as exc:
-            if exc.status != 404:
-                raise
-            self._fixed.forget(container_id)
+            if exc.status == 404:
+                self._fixed.forget(container_id)
+                self._unreadable.discard(container_id)
+                return
+            if container_id not in self._unreadable:
+                self._unreadable.add(container_id)
+                raise  # Docker may be out of order: connect again
+            log.warning("container.unreadable", container=container_id[:12], error=str(exc))
             return
+        self._unreadable.discard(container_id)
         self._fixed.learn(data, self.networks)
         networks = _settings(data)
         find = self._engine.registry.find_network
