@@ -216,6 +216,40 @@ class TestRelays(LinuxHost):
             loop.remove_reader(server)
         await gone(kernel, *made[::-1])
 
+    async def test_an_answer_that_cannot_be_sent_does_not_end_its_flow(self, kernel: LinuxKernel) -> None:
+        """A buffer is full, or a rule of the host drops it: the next answer to the same client arrives."""
+        add("10.5.0.3")
+        made = steps(Proto.UDP, "0.0.0.0", "::1")
+        await kernel.ensure(made)
+        loop, seen = asyncio.get_running_loop(), list[str]()
+        with (
+            socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as server,
+            socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client,
+        ):
+            server.bind(("::1", 7000))
+            server.setblocking(False)
+            client.setblocking(False)
+
+            def echo() -> None:
+                data, peer = server.recvfrom(4096)
+                seen.append(f"{data.decode()} {peer[1]}")
+                server.sendto(data, peer)
+
+            loop.add_reader(server, echo)
+            assert await asked(client, "10.5.0.3") == (b"10.5.0.3", "10.5.0.3")
+            (flow,) = kernel._relays._servers[made[1].key][1]._flows.values()  # type: ignore[attr-defined]
+            run("nft", "add table ip t; add chain ip t c { type filter hook output priority 0; }")
+            run("nft", "add rule ip t c udp sport 9000 counter drop")
+            await loop.sock_sendto(client, b"lost", ("10.5.0.3", 9000))
+            await until(lambda: "packets 1" in run("nft", "list table ip t"))
+            run("nft", "delete table ip t")
+            await asyncio.sleep(0)
+            assert await asked(client, "10.5.0.3") == (b"10.5.0.3", "10.5.0.3")
+            loop.remove_reader(server)
+            assert len({one.split()[1] for one in seen}) == 1, "the container sees one client"
+            assert list(kernel._relays._servers[made[1].key][1]._flows.values()) == [flow]  # type: ignore[attr-defined]
+        await gone(kernel, *made[::-1])
+
     @pytest.mark.parametrize("reset", ["client", "server"])
     async def test_a_reset_connection_leaves_nothing(self, kernel: LinuxKernel, reset: str) -> None:
         made = steps(Proto.TCP, "::", "127.0.0.1")

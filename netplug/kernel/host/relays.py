@@ -226,7 +226,8 @@ class _Datagrams:
                 while True:
                     async with asyncio.timeout(UDP_IDLE_S):
                         data = await loop.sock_recv(flow, _BUFFER)
-                    self._port.socket.sendmsg([data], [source] if source else [], 0, client)
+                    with suppress(OSError):  # a buffer is full, or a rule drops it: answers may be lost
+                        self._port.socket.sendmsg([data], [source] if source else [], 0, client)
             except OSError:  # the container's port was closed, or the flow was idle
                 return
             finally:
