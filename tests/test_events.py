@@ -9,10 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from engine_host import Host
 from living import Living, living, until
 
 from netplug.cli import NO, OK, USAGE, CliError, main
 from netplug.engine.happenings import MEANING, Happening, Kind
+from netplug.frontends.cni.service import CniService
+from netplug.frontends.cni.wire import Call
 from netplug.insight.event_files import NAME, OLDER, EventFiles
 from netplug.insight.event_folding import FOLD_S, MOST_OBJECTS, Folding, complete, to_json
 from netplug.insight.event_log import EventLog, Wanted
@@ -105,6 +108,20 @@ def test_a_torn_last_line_is_left_out_and_the_next_event_is_whole(tmp_path: Path
     path.write_bytes(path.read_bytes()[:-20])
     files = written(tmp_path, at(2, object="c"))
     assert [it["object"] for it in files.newest_first()] == ["c", HEAL.object]
+
+
+async def test_what_is_no_character_takes_no_event_with_it(tmp_path: Path) -> None:
+    host = await Host.boot()
+    kept = EventLog(EventFiles(tmp_path))
+    host.engine.happenings.watchers.append(kept.take)
+    follower = kept.follow()
+    await CniService(host.engine).answer(Call("pynet", {"CNI_COMMAND": "A\udcff\u00e9"}, b"{}"))
+    host.engine.happenings.tell(Kind.DRIFT_HEALED, "host")
+    found, _ = await kept.newest(Wanted(), 10)
+    assert [it["object"] for it in found] == ["request A\\udcff\u00e9", "host"]
+    assert json.dumps(follower.get_nowait(), ensure_ascii=False).encode()
+    await kept.close()
+    await host.close()
 
 
 @pytest.mark.parametrize(

@@ -117,10 +117,15 @@ class Happenings:
         """Tell of a happening. `cause`: else that of `because`, or the present request."""
         asked = request.current()
         why = cause or _cause.get() or asked.verb
-        told = Happening(time.time(), kind, obj, what, why, asked.asker, asked.id, **ids)
+        told = Happening(time.time(), kind, _text(obj), _text(what), _text(why), asked.asker, asked.id, **ids)
         self.counts[kind] += 1
         for watcher in self.watchers:
             watcher(told)
+
+
+def _text(words: str) -> str:
+    """Return words as they can be written: what is no character, such as a wrong byte of an environment, is escaped."""
+    return words if words.isascii() else words.encode(errors="backslashreplace").decode()
 
 
 @contextmanager
