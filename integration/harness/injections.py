@@ -46,6 +46,10 @@ _MAC_MOVED = """
 set -- $(bridge fdb show dev {port} | grep sticky | cut -d' ' -f1) $(ls /sys/class/net/{bridge}/brif | grep -v {port})
 if [ $# = 2 ]; then bridge fdb replace $1 dev $2 master static; fi  # a network of CNI may have no static entries
 """
+_TTL = """
+set -- $(ip -d link show {tunnel} | grep -o 'vxlan id [0-9]*')
+ip link set {tunnel} type vxlan id $3 ttl 1
+"""
 _GATED = "iptables -P FORWARD DROP; ip6tables -P FORWARD DROP"
 _UNGATED = "iptables -P FORWARD ACCEPT; ip6tables -P FORWARD ACCEPT"
 
@@ -67,7 +71,10 @@ INJECTIONS: dict[str, Injection] = {
     "bridge deleted": Injection("ip link del {bridge}"),
     "bridge down": Injection("ip link set {bridge} down"),
     "bridge down and up": Injection("ip link set {bridge} down; ip link set {bridge} up"),
-    "bridge renamed": Injection("ip link set {bridge} down; ip link set {bridge} name stray0; ip link set stray0 up"),
+    "bridge renamed": Injection(
+        # By one process: healing may begin before the next one.
+        "printf 'link set %s\\n' '{bridge} down' '{bridge} name stray0' 'stray0 up' | ip -batch -"
+    ),
     "addresses of the bridge removed": Injection("ip addr flush dev {bridge}"),
     "routes of the bridge deleted": Injection(
         "ip route flush dev {bridge} proto kernel; ip -6 route flush dev {bridge} root fd00::/8"
@@ -107,6 +114,7 @@ INJECTIONS: dict[str, Injection] = {
     "overlay: neighbours flushed": Injection("ip neigh flush dev {bridge} nud permanent", overlay=True),
     "overlay: tunnel deleted": Injection("ip link del {tunnel}", overlay=True),
     "overlay: tunnel down": Injection("ip link set {tunnel} down", overlay=True),
+    "overlay: TTL of a tunnel": Injection(_TTL, overlay=True),
     "overlay: tunnel off its bridge": Injection("ip link set {tunnel} nomaster", overlay=True),
     "overlay: tunnel's port disabled": Injection("bridge link set dev {tunnel} state 0", overlay=True),
     "overlay: bridge deleted": Injection("ip link del {bridge}", overlay=True),

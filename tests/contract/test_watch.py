@@ -455,7 +455,8 @@ async def test_tunnel_that_others_set_otherwise_is_told(kernel: LinuxKernel) -> 
     await kernel.ensure((VXLAN,))
     await expect_silence(kernel)
     kind = ("type", "vxlan", "id", str(VXLAN.vni))
-    for setting in (("local", "10.5.0.8"), ("learning",)):
+    settings = (("local", "10.5.0.8"), ("learning",), ("ttl", "1"), ("remote", "10.5.0.9"))
+    for setting in (*settings, ("learning", "ttl", "1", "local", "10.5.0.8")):
         run("ip", "link", "set", VXLAN.name, *kind, *setting)
         await wait_for_word(kernel)
         assert len(await kernel.drift((BRIDGE, VXLAN))) == 1
@@ -469,6 +470,17 @@ async def test_tunnel_that_others_set_otherwise_is_told(kernel: LinuxKernel) -> 
         await kernel.ensure((VXLAN,))
         assert await kernel.drift((BRIDGE, VXLAN)) == []
         await expect_silence(kernel)
+
+
+async def test_device_that_others_give_to_a_tunnel_is_told(kernel: LinuxKernel) -> None:
+    await kernel.ensure((VXLAN,))
+    await expect_silence(kernel)
+    run("ip", "link", "set", "lo", "up")
+    run("ip", "link", "set", VXLAN.name, "type", "vxlan", "id", str(VXLAN.vni), "dev", "lo")
+    await wait_for_word(kernel)
+    assert [it.what for it in await kernel.drift((BRIDGE, VXLAN))] == ["sends by one link, not by routes"]
+    with pytest.raises(StepError, match="sends by one link, not by routes"):
+        await kernel.ensure((VXLAN,))
 
 
 async def test_bridge_of_the_users_own_may_be_as_they_like(kernel: LinuxKernel) -> None:

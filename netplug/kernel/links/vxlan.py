@@ -14,7 +14,7 @@ from netplug.kernel.links.bridges import LinkBusyError, altname, by_name, schedu
 from netplug.kernel.links.differences import Difference, adjust, common_differences, port_info, settings_differences
 from netplug.kernel.links.ports import blocking_differences
 from netplug.kernel.links.rollback import deleted_on_failure, refuse_renamed
-from netplug.kernel.netlink import rtnl
+from netplug.kernel.netlink import rtnl, vxlan_info
 from netplug.kernel.netlink.connection import NEW, RTM_NEWLINK, Netlink, NetlinkError, attr, nest, text, u8, u32
 from netplug.kernel.netlink.port_flags import of_tunnel
 from netplug.kernel.netlink.rtnl import IFF_UP, IFINFO, Link
@@ -69,12 +69,7 @@ def differences(step: Vxlan, found: Link, master: Link | None) -> list[Differenc
     for what, current, wanted in (("VNI", info.vni, step.vni), ("UDP port", info.port, step.port)):
         if current != wanted:
             found_differences.append(Difference(f"{what} is {current}, not {wanted}"))
-    if info.local != step.local:
-        mend = _info(u32(rtnl.IFLA_VXLAN_ID, step.vni), _local(step))
-        found_differences.append(Difference(f"sends from {info.local}, not {step.local}", mend))
-    if info.learning:
-        mend = _info(u32(rtnl.IFLA_VXLAN_ID, step.vni), u8(rtnl.IFLA_VXLAN_LEARNING, 0))
-        found_differences.append(Difference("learns VTEPs", mend))
+    found_differences += _trait_differences(step, info)
     if not master or found.master != master.index:
         mend = u32(rtnl.IFLA_MASTER, master.index) if master else b""
         # A link that becomes a bridge port gets default flags.
@@ -87,6 +82,24 @@ def differences(step: Vxlan, found: Link, master: Link | None) -> list[Differenc
             words = f"port flag {_FLAG_NAMES[kind]} is {'on' if info.flags.get(kind) else 'off'}"
             found_differences.append(Difference(words, u8(kind, wanted), port=True))
     return found_differences + blocking_differences(found, master, without=_FLAG_NAMES)
+
+
+def _trait_differences(step: Vxlan, info: vxlan_info.VxlanInfo) -> list[Difference]:
+    """Compare how it sends. One message mends all: the kernel takes the last attribute of a kind."""
+    group = vxlan_info.IFLA_VXLAN_GROUP if step.local.version == 4 else vxlan_info.IFLA_VXLAN_GROUP6
+    wrong: dict[str, bytes] = {}
+    if info.local != step.local:
+        wrong[f"sends from {info.local}, not {step.local}"] = _local(step)
+    if info.learning:
+        wrong["learns VTEPs"] = u8(vxlan_info.IFLA_VXLAN_LEARNING, 0)
+    if info.ttl:
+        wrong[f"sends with TTL {info.ttl}, not the host's"] = u8(vxlan_info.IFLA_VXLAN_TTL, 0)
+    if info.remote:
+        wrong[f"sends what is for unknown MACs to {info.remote}"] = attr(group, bytes(len(step.local.packed)))
+    mend = _info(u32(vxlan_info.IFLA_VXLAN_ID, step.vni), *wrong.values())
+    found = [Difference(", ".join(wrong), mend)] if wrong else []
+    # The kernel does not take the device off again (drivers/net/vxlan, vxlan_config_apply).
+    return [*found, Difference("sends by one link, not by routes")] if info.device else found
 
 
 def _existing(nl: Netlink, step: Vxlan, group: int) -> Outcome:
@@ -122,10 +135,10 @@ def _refuse_vni(nl: Netlink, step: Vxlan) -> Outcome:
 
 def _message(step: Vxlan, master: int) -> bytes:
     data = (
-        u32(rtnl.IFLA_VXLAN_ID, step.vni),
+        u32(vxlan_info.IFLA_VXLAN_ID, step.vni),
         _local(step),
-        u8(rtnl.IFLA_VXLAN_LEARNING, 0),
-        attr(rtnl.IFLA_VXLAN_PORT, struct.pack(">H", step.port)),
+        u8(vxlan_info.IFLA_VXLAN_LEARNING, 0),
+        attr(vxlan_info.IFLA_VXLAN_PORT, struct.pack(">H", step.port)),
     )
     return (
         IFINFO.pack(0, 0, 0, 0, 0)
@@ -142,7 +155,9 @@ def _info(*data: bytes) -> bytes:
 
 
 def _local(step: Vxlan) -> bytes:
-    return attr(rtnl.IFLA_VXLAN_LOCAL if step.local.version == 4 else rtnl.IFLA_VXLAN_LOCAL6, step.local.packed)
+    return attr(
+        vxlan_info.IFLA_VXLAN_LOCAL if step.local.version == 4 else vxlan_info.IFLA_VXLAN_LOCAL6, step.local.packed
+    )
 
 
 def _refusal(step: Vxlan, error: NetlinkError) -> StepError:

@@ -8,10 +8,11 @@ from netplug.drivers.tunnel import Vxlan
 from netplug.kernel.netlink import port_flags, rtnl
 from netplug.kernel.netlink.connection import attrs, number
 from netplug.kernel.netlink.rtnl import Link
+from netplug.kernel.netlink.vxlan_info import vxlan_info
 
 Traits = tuple[object, ...]
 """What links of a kind have, and others must not change. Of a bridge: its group, whether it runs the spanning tree
-protocol, whether it learns MACs from link-local frames. Of a tunnel: its address, whether it learns VTEPs."""
+protocol, whether it learns MACs from link-local frames. Of a tunnel: see `VxlanInfo.traits`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +35,7 @@ class LinkState:
         """Return the state of a link that the kernel lists."""
         if link.kind == "bridge":
             return cls(link.mtu, link.mac, traits=(link.group, link.stp, link.learns_from_reserved))
-        return cls(link.mtu, link.mac, traits=(link.vxlan.local, link.vxlan.learning) if link.vxlan else ())
+        return cls(link.mtu, link.mac, traits=link.vxlan.traits if link.vxlan else ())
 
     def left(self, before: Self, wanted: Self) -> bool:
         """Tell whether it is not any more as it is wanted. What we make gets there in steps, and changes with it."""
@@ -48,7 +49,7 @@ class LinkState:
 def _wanted_traits(step: Step) -> Traits:
     if isinstance(step, Bridge):
         return () if step.adopt else (step.group, False, False)
-    return (step.local, False) if isinstance(step, Vxlan) else ()
+    return (step.local, False, 0, 0, None) if isinstance(step, Vxlan) else ()
 
 
 def told_traits(found: dict[int, bytes]) -> Traits:
@@ -59,6 +60,5 @@ def told_traits(found: dict[int, bytes]) -> Traits:
             bridge = rtnl.bridge_fields(info)
             return (number(found.get(rtnl.IFLA_GROUP)), bridge["stp"], bridge["learns_from_reserved"])
         case b"vxlan\0":
-            tunnel = rtnl.vxlan_info(info, {})
-            return (tunnel.local, tunnel.learning)
+            return vxlan_info(info.get(rtnl.IFLA_INFO_DATA, b""), {}).traits
     return ()

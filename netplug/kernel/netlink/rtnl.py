@@ -28,6 +28,7 @@ from netplug.kernel.netlink.connection import (
     u32,
     walk,
 )
+from netplug.kernel.netlink.vxlan_info import VxlanInfo, vxlan_info
 
 AF_INET = 2
 AF_INET6 = 10
@@ -72,8 +73,6 @@ IFLA_MACVLAN_MODE = 1
 MACVLAN_MODES = {"private": 1, "vepa": 2, "bridge": 4, "passthru": 8}
 """MACVLAN_MODE_… of linux/if_link.h."""
 
-IFLA_VXLAN_ID, IFLA_VXLAN_LOCAL, IFLA_VXLAN_LEARNING, IFLA_VXLAN_PORT, IFLA_VXLAN_LOCAL6 = 1, 4, 7, 15, 17
-
 PROTOCOL = 110
 """Marks addresses (IFA_PROTO, kernel 5.18), routes (rtm_protocol) and neighbours (NDA_PROTOCOL) as ours.
 Numbers of other programs: rt_protos of iproute2."""
@@ -111,17 +110,6 @@ PASSING = {
     IFLA_BRPORT_NEIGH_SUPPRESS: b"\0",
 }
 """Attributes of a bridge port that passes all frames: BR_STATE_FORWARDING (linux/if_bridge.h), and flags (br_flood)."""
-
-
-@dataclass(frozen=True, slots=True)
-class VxlanInfo:
-    """Attributes of a VXLAN link. `flags`: those of its bridge port, 0 or 1 by attribute type."""
-
-    vni: int
-    port: int
-    local: IPAddress | None
-    learning: bool
-    flags: Mapping[int, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -291,7 +279,7 @@ def _link(data: bytes) -> Link:
         isolated=port.get(IFLA_BRPORT_ISOLATED) == b"\x01",
         hairpin=port.get(IFLA_BRPORT_MODE) == b"\x01",
         macvlan_mode=_macvlan_mode(info) if info.get(IFLA_INFO_KIND) == b"macvlan\0" else "",
-        vxlan=vxlan_info(info, port) if info.get(IFLA_INFO_KIND) == b"vxlan\0" else None,
+        vxlan=vxlan_info(info.get(IFLA_INFO_DATA, b""), port) if info.get(IFLA_INFO_KIND) == b"vxlan\0" else None,
         learning=port.get(IFLA_BRPORT_LEARNING) != b"\0",
         settings=_settings(found.get(IFLA_AF_SPEC, b"")),
         blocks=tuple(kind for kind, value in PASSING.items() if port.get(kind, value) != value) if port else (),
@@ -323,19 +311,6 @@ def bridge_fields(info: dict[int, bytes]) -> dict[str, bool]:
     options = found.get(IFLA_BR_MULTI_BOOLOPT, b"")
     learns = len(options) >= 8 and not number(options) & NO_LL_LEARN
     return {"learns_from_reserved": learns, "stp": number(found.get(IFLA_BR_STP_STATE)) != 0}
-
-
-def vxlan_info(info: dict[int, bytes], port: dict[int, bytes]) -> VxlanInfo:
-    """Return a VXLAN link's, by its IFLA_LINKINFO. `port`: attributes of its bridge port."""
-    found = attrs(info.get(IFLA_INFO_DATA, b""))
-    local = found.get(IFLA_VXLAN_LOCAL) or found.get(IFLA_VXLAN_LOCAL6)
-    return VxlanInfo(
-        vni=number(found.get(IFLA_VXLAN_ID)),
-        port=int.from_bytes(found.get(IFLA_VXLAN_PORT, b""), "big"),
-        local=ip_address(local) if local else None,
-        learning=found.get(IFLA_VXLAN_LEARNING) == b"\x01",
-        flags={kind: value[0] for kind, value in port.items() if len(value) == 1},
-    )
 
 
 def _macvlan_mode(info: dict[int, bytes]) -> str:
