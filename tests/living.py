@@ -182,13 +182,14 @@ def living(
 
 def until(condition: Callable[[], object], what: str) -> None:
     """Poll. The failure tells what the functions returned that the condition calls."""
-    deadline = time.monotonic() + DEADLINE_S
+    deadline, pause = time.monotonic() + DEADLINE_S, 0.005
     while not condition():
         if time.monotonic() >= deadline:
             result, returned = watched(condition)
             assert result, f"not in {DEADLINE_S} s: {what}; at last: {', '.join(returned) or result}"
             return
-        time.sleep(0.005)
+        time.sleep(pause)
+        pause = min(pause * 1.2, 0.02)  # each look has the daemon answer, too, and takes from what is waited for
 
 
 def connect(path: Path) -> socket.socket:

@@ -325,8 +325,10 @@ def _story(etcd: Member, hosts: tuple[Host, ...]) -> list[str]:
 
 async def until(holds: Callable[[], object], what: str | Callable[[], str]) -> None:
     async def polled() -> None:
-        while not holds():  # noqa: ASYNC110 - several programs change it
-            await asyncio.sleep(0.005)
+        pause = 0.005
+        while not holds():  # several programs change it
+            await asyncio.sleep(pause)
+            pause = min(pause * 1.2, 0.02)  # a look asks etcd several questions, while both hosts wait
 
     try:
         async with asyncio.timeout(DEADLINE_S):
