@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-pytest.register_assert_rewrite("linux_host")
+pytest.register_assert_rewrite("kernel_suite", "linux_host")
 
 from kernel_suite import BRIDGE, VETH  # noqa: E402
 from linux_host import LinuxHost, LinuxSurroundings, run  # noqa: E402
