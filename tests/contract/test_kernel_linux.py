@@ -112,6 +112,7 @@ class TestLinuxKernel(LinuxHost, KernelSuite):
     async def test_port_passes_frames_again(self, kernel: LinuxKernel) -> None:
         await kernel.ensure((BRIDGE, VETH))
         run("ip", "link", "set", VETH.peer, "up")
+        await comes_to_be(VETH.name, "forwarding")  # a carrier that comes late would have it forward after what is set
         flags = ("state", "0", "locked", "on", "flood", "off", "mcast_flood", "off", "bcast_flood", "off")
         run("bridge", "link", "set", "dev", VETH.name, *flags)
         wrong = "port flag flood is off, port flag mcast_flood is off, port flag bcast_flood is off, port is locked"
