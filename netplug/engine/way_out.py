@@ -97,6 +97,9 @@ class WayOut:
         for sandbox, sandbox_id in {(one.sandbox, one.sandbox_id): None for one in records}:
             with tolerant(sandbox):
                 await self._converge(sandbox, sandbox_id)
+                for one in filter(_answers_beside, self._movable(sandbox, sandbox_id)):
+                    async with self._sandboxes.hold(sandbox_id or sandbox):
+                        await self._as_before(one)  # the store refused that when a route did not move
 
     def preview(self, net: Network, endpoints: Sequence[EndpointRecord]) -> list[Change]:
         """Return the default routes that move once a network and its endpoints are so.
@@ -226,6 +229,11 @@ def tolerant(sandbox: str) -> Iterator[None]:
         yield
     except (NetplugError, DriverError, StoreError) as exc:
         log.warning("way_out.missing", sandbox=sandbox, error=str(exc))
+
+
+def _answers_beside(record: EndpointRecord) -> bool:
+    """Whether an endpoint provides the default route, and also answers as one that does not."""
+    return any(isinstance(step, SourceRoute) and step.source.version in record.ways for step in record.plan)
 
 
 def _offered(record: EndpointRecord) -> set[int]:
