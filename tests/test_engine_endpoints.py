@@ -13,10 +13,11 @@ from engine_host import END, NET, NEXT, OTHER, SANDBOX, Host, external, tcp, udp
 from netplug.drivers.errors import DriverError
 from netplug.drivers.plan import Plan
 from netplug.drivers.steps import HostPort, Proto, Route, Veth
-from netplug.engine.records import Description, EndpointSpec, FrontEnd, NetworkSpec
+from netplug.engine.records import Description, EndpointRecord, EndpointSpec, FrontEnd, NetworkSpec
 from netplug.errors import NetplugError
 from netplug.ipam.errors import IpamError
 from netplug.ipam.lease import Owner, OwnerKind
+from netplug.store.api import StoreError
 
 REFUSED = (NetplugError, DriverError, IpamError)
 pytestmark = pytest.mark.usefixtures("quiet")
@@ -467,3 +468,39 @@ async def test_address_that_all_routers_of_a_subnet_have_is_for_no_endpoint(host
     await host.cli_network("fd00:6::/127", ident=NEXT, name="two")
     built = await host.attach("ns1", network=NEXT, addresses=(ip_address("fd00:6::1"),))
     assert built.endpoint.addresses
+
+
+class Told:
+    """A listener that knows which endpoints there are, by what it was told."""
+
+    def __init__(self) -> None:
+        self.present: set[str] = set()
+
+    async def joined(self, record: EndpointRecord) -> None:
+        self.present.add(record.endpoint.id)
+
+    async def left(self, record: EndpointRecord) -> None:
+        self.present.discard(record.endpoint.id)
+
+    async def settled(self, record: EndpointRecord) -> None: ...
+
+
+async def test_an_endpoint_whose_end_the_store_refuses_is_told_of_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    host = await Host.boot()
+    listener = host.engine.endpoints.listener = Told()
+    await host.cli_network()
+    record = await host.attach("ns1")
+    assert listener.present == {record.endpoint.id}
+
+    async def refuse(*_: Any, **__: Any) -> None:
+        raise StoreError("the disk is full")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(host.store, "txn", refuse)
+        with pytest.raises(StoreError):
+            await host.engine.endpoints.detach(NET, "ns1", "eth0")
+    assert listener.present == {record.endpoint.id}
+    await host.engine.endpoints.detach(NET, "ns1", "eth0")
+    assert listener.present == set()
+    await host.check()
+    await host.close()

@@ -20,7 +20,7 @@ from netplug.engine.endpoint_building import EndpointBuilder
 from netplug.engine.endpoint_leases import EndpointLeases
 from netplug.engine.happenings import because
 from netplug.engine.journal import Intent, Journal
-from netplug.engine.listener import EndpointListener, NullListener
+from netplug.engine.listener import EndpointListener, NullListener, leaving
 from netplug.engine.lost_answers import LostAnswers
 from netplug.engine.planning import Planner
 from netplug.engine.publishing import Publishing
@@ -199,9 +199,9 @@ class Endpoints:
     @uncancellable
     async def drop(self, built: EndpointRecord) -> None:
         """Delete an endpoint. The caller holds the lock of its network."""
-        await self.listener.left(built)
         intent = Intent(f"endpoint {short(built.endpoint.id)}", built.present, (built.key,))
-        await self._journal.take_down(intent, then=partial(self._endpoint_leases.return_to_docker, built))
+        async with leaving(self.listener, built):
+            await self._journal.take_down(intent, then=partial(self._endpoint_leases.return_to_docker, built))
         # At once: else reconcile would report what is gone as missing.
         self._registry.forget(built)
         await self._endpoint_leases.release(built)

@@ -1,8 +1,12 @@
 """What the engine tells of its endpoints, for other hosts of a cluster."""
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
 from typing import Protocol
 
 from netplug.engine.records import EndpointRecord
+from netplug.errors import NetplugError
+from netplug.store.api import StoreError
 
 
 class EndpointListener(Protocol):
@@ -36,3 +40,15 @@ class NullListener:
 
     async def settled(self, record: EndpointRecord) -> None:  # noqa: ARG002 - as of `EndpointListener`
         return
+
+
+@asynccontextmanager
+async def leaving(listener: EndpointListener, record: EndpointRecord) -> AsyncIterator[None]:
+    """Tell of the end of an endpoint, which the block brings about; and that it lives on, if the store refuses that."""
+    await listener.left(record)
+    try:
+        yield
+    except StoreError:
+        with suppress(NetplugError):
+            await listener.joined(record)
+        raise
