@@ -6,7 +6,7 @@ addresses and ports are released. Objects with netplug's mark that belong to no 
 """
 
 import asyncio
-from collections.abc import Awaitable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Iterable, Iterator, Sequence
 from time import process_time
 
 import structlog
@@ -34,16 +34,16 @@ from netplug.engine.audit import heir, orphans
 from netplug.engine.conditions import Difference
 from netplug.engine.contests import CONTEST
 from netplug.engine.firewall_commits import SETTLE_S, Commits
-from netplug.engine.firewalld import blocked
 from netplug.engine.foreign_addresses import conflicting
 from netplug.engine.happenings import Kind, because
 from netplug.engine.link_changes import LinkChanges
-from netplug.engine.looks import Look, names_of, owners_of, unknown_of
+from netplug.engine.looks import Look, owners_of
 from netplug.engine.quarantine import Unusable
+from netplug.engine.record_comparison import RecordComparison, peers_of
 from netplug.engine.records import EndpointRecord, FrontEnd, NetworkRecord
 from netplug.engine.sandboxes import has_processes, identity, is_there
 from netplug.errors import NetplugError
-from netplug.kernel.api import MISSING, Drift, StepError
+from netplug.kernel.api import MISSING, StepError
 from netplug.store.api import StoreError
 from netplug.store.leases import IPAM
 from netplug.tasks.best_effort import BestEffort
@@ -60,6 +60,7 @@ class Reconciler:
     def __init__(self, engine: Engine, docker: View | None = None) -> None:
         self._engine = engine
         self._docker = docker is not None
+        self._comparison = RecordComparison(engine)
         self.garbage = GarbageCollector(engine, docker)
 
     # Start
@@ -75,7 +76,7 @@ class Reconciler:
     async def _begin(self) -> None:
         for step in self._engine.quarantine.sockets():
             await _tolerate("host", self._engine.executor.apply(Plan((step,))))
-        work, look = BestEffort(), await self._look()
+        work, look = BestEffort(), await self._comparison.look()
         await self._heal(look, work)
         self._tell_of_start(look)
         engine, networks = self._engine, self._engine.registry.networks()
@@ -131,58 +132,7 @@ class Reconciler:
 
     async def drift(self) -> list[Difference]:
         """Return the differences between kernel and records alone, as `diff` does."""
-        return (await self._look()).differences
-
-    async def _look(self) -> Look:
-        engine = self._engine
-        before, changing = self._plans(), self._changing()
-        owners = owners_of(before)
-        seen = await engine.kernel.compare(list(owners))
-        # Read both again afterwards: an object that was created or deleted meanwhile is neither drift nor unknown.
-        after, changing = self._plans(), changing | self._changing()
-        now = owners if after == before else owners_of(after)
-        drifts = [drift for drift in seen.drifts if drift.step in now and drift.step.key not in changing]
-        known = owners if now is owners else owners | now
-        unknown = engine.peers.unknown(self._unknown(seen.owned.steps(), known, changing))
-        engine.base_plan.see(seen.facts)
-        nets = [record.network for record in engine.registry.networks()]
-        engine.conditions.report(
-            "firewalld", blocked(engine.base_plan.host, nets, engine.drivers) if engine.base_plan.plan else ()
-        )
-        engine.conditions.report("conflict", conflicting(engine.base_plan.host, engine.registry.networks()))
-        engine.exposure.see(seen.facts)
-        return Look(
-            [Difference(owners[it.step], it.step.key, self._with_reason(it)) for it in drifts]
-            + [Difference("host", step.key, "belongs to no record") for step in unknown],
-            {drift.step: drift.what for drift in drifts},
-            unknown,
-        )
-
-    def _with_reason(self, drift: Drift) -> str:
-        """Return how a step differs, and why that could not be repaired, if that was tried."""
-        why = self._engine.executor.refused.get(drift.step.key)
-        return f"{drift.what} (repair failed: {why})" if why else drift.what
-
-    def _plans(self) -> list[tuple[str, Plan]]:
-        """Return all plans, each with its owner."""
-        registry, peers = self._engine.registry, self._engine.peers
-        found = [("host", self._engine.base_plan.plan)]
-        for network in registry.networks():
-            found += [(network.described, network.plan), (_peers_of(network), peers.plan(network.network.id))]
-        return found + [(endpoint.described, endpoint.present) for endpoint in registry.endpoints()]
-
-    def _unknown(self, owned: Sequence[Step], owners: Mapping[Step, str], changing: frozenset[str]) -> list[Step]:
-        """Return marked objects without a record; exclude those that a quarantined record may have created."""
-        found, quarantine = unknown_of(owned, owners, changing), self._engine.quarantine
-        if not found or not quarantine:
-            return found
-        keys, words = quarantine.keys(), quarantine.words()
-        return [step for step in found if step.key not in keys and words.isdisjoint(names_of(step))]
-
-    def _changing(self) -> frozenset[str]:
-        engine = self._engine
-        changing = engine.journal.changing() | engine.peers.changing() | engine.base_plan.changing()
-        return changing | engine.convergence.changing()
+        return (await self._comparison.look()).differences
 
     async def repair(self, *, patient: bool = False, asked: bool = False) -> list[Difference]:
         """Repair what is possible, and return the repaired differences. `asked`: somebody did, see `Restored`.
@@ -203,7 +153,7 @@ class Reconciler:
             contests.pardon()
         if asked:
             await self._engine.restored.end()
-        look, mended = await self._look(), self._engine.executor.mended
+        look, mended = await self._comparison.look(), self._engine.executor.mended
         mended.clear()
         if not await self._heal(look, work):
             self._engine.drifts.remain(look.differences)  # what rests
@@ -213,7 +163,7 @@ class Reconciler:
         after = {(it.owner, it.object) for it in (*left, *self._engine.conditions.all(without=CONTEST))}
         repaired = [it for it in look.differences if (it.owner, it.object) not in after]
         # These were logged with their dead endpoints.
-        dropped = {step.key for step in look.drifted.keys() - owners_of(self._plans()).keys()}
+        dropped = {step.key for step in look.drifted.keys() - owners_of(self._comparison.plans()).keys()}
         # What was mended and differs already is another program's work.
         again = [it for it in look.differences if it.object in mended and it not in repaired]
         self._engine.drifts.healed(one for one in (*repaired, *again) if one.object not in dropped)
@@ -274,7 +224,7 @@ class Reconciler:
             if look.concerns(network.plan):
                 await _tolerate(network.described, engine.executor.mend(network.plan))
             if look.concerns(engine.peers.plan(ident)):
-                await _tolerate(_peers_of(network), engine.peers.mend(ident))
+                await _tolerate(peers_of(network), engine.peers.mend(ident))
             sockets = {it.key for it in endpoints if all(isinstance(step, _Socket) for step in look.of(it.present))}
             await self._heal_sockets([it for it in self._still(endpoints) if it.key in sockets], look)
             for endpoint in (it for it in self._still(endpoints) if it.key not in sockets):
@@ -336,7 +286,7 @@ class Reconciler:
             return
 
         def unknown() -> Plan:
-            found = self._engine.peers.unknown(self._unknown(look.unknown, owners_of(self._plans()), self._changing()))
+            found = self._comparison.unknown(look.unknown)
             if found:
                 log.info("orphans.removed", objects=[step.key for step in found])
             return Plan(tuple(found))
@@ -393,10 +343,6 @@ def _former_members(unknown: Sequence[Step]) -> Plan:
     """Return the elements that a former release had in tables of its own, and that the cluster has to tell first."""
     items = (item for step in unknown if isinstance(step, FormerRules) for item in step.members)
     return Plan(tuple(tunnel_tables.member(item) for item in items))
-
-
-def _peers_of(record: NetworkRecord) -> str:
-    return f"peers of network {record.network.name}"
 
 
 async def _tolerate(owner: str, work: Awaitable[object]) -> None:
