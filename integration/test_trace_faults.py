@@ -277,8 +277,8 @@ def bridge_nf_call_iptables(it: Scene) -> Iterator[tuple[str, str]]:
 
 @fault("forwarding")
 def forwarding(it: Scene) -> Iterator[tuple[str, str]]:
-    """Of the bridge alone: the daemon keeps that of the host turned on."""
-    name = f"net.ipv4.conf.{it.bridge('blue')}.forwarding"
+    """Of the link to others, so on the way back: the daemon keeps those of the host and of its bridges turned on."""
+    name = f"net.ipv4.conf.{it.wire.left_link}.forwarding"
     it.run("sysctl", "-w", f"{name}=0")
     yield "asker", f"outside={it.wire.right}"
     it.run("sysctl", "-w", f"{name}=1")

@@ -129,10 +129,20 @@ def _forwarding(case: Case) -> Iterator[Finding]:
     names = ["net/ipv4/ip_forward", *(f"net/ipv4/conf/{link}/forwarding" for link in received[-1:])]
     for name in names if case.version == 4 else ["net/ipv6/conf/all/forwarding"]:
         if case.host.sysctl(name) == "0":
-            dotted = name.replace(".", "\0").replace("/", ".").replace("\0", "/")
-            words = f"this host does not forward IPv{case.version} ({dotted}=0)"
-            yield Finding(station, Cause("forwarding", words, f"sysctl -w {dotted}=1"))
+            yield Finding(station, _not_forwarded(case, name))
             return
+    # The answer comes in where the packet went out.
+    ours = {it.name: it.link for it in case.path.stations if not it.place.netns}
+    sent = ours.get("uplink-out") or ours.get("bridge-out")
+    back = next((name for name in ("bridge-in", "uplink-in") if name in ours), "")
+    if case.version == 4 and sent and case.host.sysctl(name := f"net/ipv4/conf/{sent}/forwarding") == "0":
+        yield Finding(f"back-{back}", _not_forwarded(case, name))
+
+
+def _not_forwarded(case: Case, name: str) -> Cause:
+    dotted = name.replace(".", "\0").replace("/", ".").replace("\0", "/")
+    words = f"this host does not forward IPv{case.version} ({dotted}=0)"
+    return Cause("forwarding", words, f"sysctl -w {dotted}=1")
 
 
 def _neighbours(case: Case) -> Iterator[Finding]:
