@@ -45,6 +45,10 @@ def connect(
         if routes:
             batch += [f"route add default via {via4}"] * (not host.output("ip", "route", "show", "default"))
             batch += [f"-6 route add default via {via6}"] * (not host.output("ip", "-6", "route", "show", "default"))
-        host.run(["sh", "-ec", "\n".join(f"ip {line}" for line in batch)])
+        # A router asks for neighbours from its link-local address, and for a second or two not at all: DAD runs.
+        at_once = [
+            f"echo 0 >/proc/sys/net/ipv6/conf/{link}/{it}" for it in ("dad_transmits", "router_solicitation_delay")
+        ]
+        host.run(["sh", "-ec", "\n".join([*at_once, *(f"ip {line}" for line in batch)])])
     at = [str(ip_interface(f"{n[number]}/{n.prefixlen}").ip) for n in (net, net6) for number in (1, 2)]
     return Wire(*names, *at)
