@@ -134,9 +134,8 @@ def _forwarding(case: Case) -> Iterator[Finding]:
     # The answer comes in where the packet went out.
     ours = {it.name: it.link for it in case.path.stations if not it.place.netns}
     sent = ours.get("uplink-out") or ours.get("bridge-out")
-    back = next((name for name in ("bridge-in", "uplink-in") if name in ours), "")
     if case.version == 4 and sent and case.host.sysctl(name := f"net/ipv4/conf/{sent}/forwarding") == "0":
-        yield Finding(f"back-{back}", _not_forwarded(case, name))
+        yield Finding(f"back-{host_routes.sending_station(case, '-in')}", _not_forwarded(case, name))
 
 
 def _not_forwarded(case: Case, name: str) -> Cause:

@@ -45,13 +45,14 @@ def findings(case: Case) -> Iterator[Finding]:
         (back, case.crossing.way_in, "-in"),
     ):
         if found and (cause := _cause(case, found, way)):
-            name = next((it.name for it in case.path.stations if not it.place.netns and it.name in _names(station)), "")
+            name = sending_station(case, station)
             yield Finding(f"back-{name}" if station == "-in" else name, cause)
 
 
-def _names(end: str) -> tuple[str, ...]:
-    """Return the stations by which the host sends: there the first of them, back the last."""
-    return (f"bridge{end}", f"uplink{end}", f"port{end}") if end == "-out" else ("bridge-in", "uplink-in")
+def sending_station(case: Case, end: str) -> str:
+    """Return the station by which the host sends: there ("-out") the first of them, back ("-in") the last."""
+    names = ("bridge-out", "uplink-out", "port-out") if end == "-out" else ("bridge-in", "uplink-in")
+    return next((it.name for it in case.path.stations if not it.place.netns and it.name in names), "")
 
 
 def _cause(case: Case, found: RouteFound, way: Wiring | None) -> Cause | None:
