@@ -142,19 +142,16 @@ class NetworkUpdates:
         return Updated(now, changes, said)
 
     async def _bring_about(self, before: NetworkRecord, wanted: NetworkRecord) -> list[Change]:
-        ident, present = wanted.network.id, self._registry.all_networks
-        self._registry.starting[ident] = wanted.network  # what it needs of the shared plan stays meanwhile
+        present = self._registry.all_networks
         try:
-            if wanted.network.families() != before.network.families():
-                await self._base_plan.ensure(present)
-            ports = self._publishing.preview(wanted)
-            changes = list(dict.fromkeys([*await self._convergence.change(wanted), *ports]))
+            with self._registry.becoming(wanted.network):  # what it needs of the shared plan stays meanwhile
+                if wanted.network.families() != before.network.families():
+                    await self._base_plan.ensure(present)
+                ports = self._publishing.preview(wanted)
+                return list(dict.fromkeys([*await self._convergence.change(wanted), *ports]))
         except BaseException:
-            del self._registry.starting[ident]
             await self._base_plan.trim(present)
             raise
-        del self._registry.starting[ident]
-        return changes
 
     async def _settle(self, before: NetworkRecord, wanted: NetworkRecord) -> None:
         """Bring about what follows beside the plans of this network. No lock is held."""

@@ -135,14 +135,13 @@ class Networks:
             refuse_sticky(net, spec.options, external=any(subnet.space == EXTERNAL for subnet in spec.subnets))
         else:
             refuse_subnets(net, spec)
-        self._registry.starting[ident] = net
         try:
-            host = await self._base_plan.read_host()
-            net = replace(net, options=driver.complete(options, host))
-            async with self._registry.lock(ident):
-                record = await self._create(net, spec)
+            with self._registry.becoming(net):
+                host = await self._base_plan.read_host()
+                net = replace(net, options=driver.complete(options, host))
+                async with self._registry.lock(ident):
+                    record = await self._create(net, spec)
         finally:
-            del self._registry.starting[ident]
             await self._base_plan.trim(self._registry.all_networks)
         log.info("network.created", network=short(net.id), name=net.name, mode=net.options.mode)
         return record
@@ -270,8 +269,5 @@ class Networks:
                 else:
                     named = replace(named, network=replace(record.network, name=name))
             if named != record:
-                self._registry.starting[ident] = named.network  # nobody else takes the name meanwhile
-                try:
+                with self._registry.becoming(named.network):  # nobody else takes the name meanwhile
                     await self._registry.save(named)
-                finally:
-                    del self._registry.starting[ident]

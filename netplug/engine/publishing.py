@@ -99,8 +99,9 @@ class Publishing:
             try:
                 return await self._publish(replace(hidden or built, endpoint=replace(built.endpoint, ports=wanted)))
             except (NetplugError, DriverError, StoreError):
-                with suppress(NetplugError, DriverError, StoreError):
-                    await self._publish(hidden) if hidden else None  # as it was
+                if hidden:
+                    with suppress(NetplugError, DriverError, StoreError):
+                        await self._publish(hidden)  # as it was
                 raise
 
     async def _publish(self, built: EndpointRecord) -> EndpointRecord:

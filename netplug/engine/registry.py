@@ -4,8 +4,8 @@ Only this process writes its own host's records, so memory is as true as the sto
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, contextmanager
 from dataclasses import replace
 from typing import TypeAlias
 
@@ -126,6 +126,15 @@ class Registry:
     def all_networks(self) -> list[Network]:
         """Return all networks, also those that are being created."""
         return [*(record.network for record in self._networks.values()), *self.starting.values()]
+
+    @contextmanager
+    def becoming(self, net: Network) -> Iterator[None]:
+        """Count a network as it is about to be within the block: see `starting`."""
+        self.starting[net.id] = net
+        try:
+            yield
+        finally:
+            del self.starting[net.id]
 
     def endpoints(self, network_id: str | None = None) -> list[EndpointRecord]:
         """Return the endpoints of one network or of all."""
