@@ -30,7 +30,8 @@ from netplug.drivers.steps import (
     Veth,
 )
 from netplug.engine import Engine
-from netplug.engine.audit import heir, orphans
+from netplug.engine.addressing import pass_on
+from netplug.engine.audit import orphans
 from netplug.engine.conditions import Difference
 from netplug.engine.contests import CONTEST
 from netplug.engine.firewall_commits import SETTLE_S, Commits
@@ -116,10 +117,9 @@ class Reconciler:
             )
             if found.lease is None:
                 await allocator.unbind(found.pool.id, found.holder)
-            elif owner := heir(self._engine, found.lease):
-                await allocator.assign(found.pool.id, found.lease.address, owner)
             else:
-                await allocator.release_address(found.pool.id, found.lease.address)
+                others = [it for it in self._engine.registry.networks() if it.network.id != found.lease.owner.id]
+                await pass_on(allocator, found.lease, others)
 
     # Comparison and repair
 

@@ -235,12 +235,8 @@ class Addressing:
             self._allocator.reserve(pool, {})
             await self._allocator.set_sticky(pool, 0)
         for lease in self._allocator.leases(pool):
-            if lease.owner.id != record.network.id:
-                continue
-            if lease.owner.kind is OwnerKind.GATEWAY and (heir := routed_by(lease.address, pool, others)):
-                await self._allocator.assign(pool, lease.address, replace(lease.owner, id=heir.id, name=heir.name))
-            else:
-                await self._allocator.release_address(pool, lease.address)
+            if lease.owner.id == record.network.id:
+                await pass_on(self._allocator, lease, others)
         await self._allocator.unbind(pool, record.network.id)
 
     # Endpoints
@@ -364,7 +360,17 @@ def _pools_of(net: Network) -> set[IPNetwork]:
     return {subnet.pool for subnet in net.subnets}
 
 
-def routed_by(gateway: IPAddress, pool: str, records: Collection[NetworkRecord]) -> Network | None:
+async def pass_on(allocator: Allocator, lease: Lease, others: Collection[NetworkRecord]) -> None:
+    """Release a lease whose owner is gone. A LAN's gateway goes to another one of its networks, if there is one."""
+    owner = lease.owner
+    heir = _routed_by(lease.address, lease.pool, others) if owner.kind is OwnerKind.GATEWAY else None
+    if heir is not None:
+        await allocator.assign(lease.pool, lease.address, replace(owner, id=heir.id, name=heir.name))
+    else:
+        await allocator.release_address(lease.pool, lease.address)
+
+
+def _routed_by(gateway: IPAddress, pool: str, records: Collection[NetworkRecord]) -> Network | None:
     """Return a network with this pool and gateway, if there is one."""
     nets = (record.network for record in records if pool in record.pools)
     return next((it for it in nets if any(sub.gateway and sub.gateway.ip == gateway for sub in it.subnets)), None)

@@ -1,14 +1,13 @@
 """Compares leases and pools with the records that should own them."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from netplug.drivers.naming import short
 from netplug.engine import Engine
-from netplug.engine.addressing import routed_by
 from netplug.engine.records import EndpointRecord
 from netplug.engine.sandboxes import is_there
-from netplug.ipam.lease import IPAddress, Lease, Owner, OwnerKind
+from netplug.ipam.lease import IPAddress, Lease, OwnerKind
 from netplug.ipam.pool import Pool
 
 
@@ -49,13 +48,6 @@ def orphans(engine: Engine) -> list[Finding]:
         ]
         found += _of_others(engine, pool)
     return found
-
-
-def heir(engine: Engine, lease: Lease) -> Owner | None:
-    """Return who has a lease in place of an owner that is gone: another network of a LAN, if it is their gateway's."""
-    others = [it for it in engine.registry.networks() if it.network.id != lease.owner.id]
-    found = routed_by(lease.address, lease.pool, others) if lease.owner.kind is OwnerKind.GATEWAY else None
-    return replace(lease.owner, id=found.id, name=found.name) if found else None
 
 
 def _of_others(engine: Engine, pool: Pool) -> Iterator[Finding]:
