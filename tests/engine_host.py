@@ -313,6 +313,15 @@ class Host:
 
 
 @asynccontextmanager
+async def consistent() -> AsyncIterator[Host]:
+    """A host whose records, leases, journal and kernel tell one story when the block has ended."""
+    host = await Host.boot()
+    yield host
+    await host.check()
+    await host.close()
+
+
+@asynccontextmanager
 async def running(host: Host) -> AsyncIterator[None]:
     """Let the host's reconciler live in the background."""
     task = asyncio.ensure_future(host.reconciler.run())

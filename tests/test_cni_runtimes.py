@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from engine_host import Host
+from engine_host import Host, consistent
 from structlog.testing import capture_logs
 
 from netplug.drivers import port_ranges
@@ -131,10 +131,8 @@ class Plugin:
 
 @pytest.fixture
 async def plugin() -> AsyncIterator[Plugin]:
-    host = await Host.boot()
-    yield Plugin(host)
-    await host.check()
-    await host.close()
+    async with consistent() as host:
+        yield Plugin(host)
 
 
 @pytest.fixture

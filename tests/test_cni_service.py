@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from engine_host import Host
+from engine_host import Host, consistent
 
 from netplug.drivers.steps import Gate
 from netplug.drivers.tables import NETWORKS
@@ -36,10 +36,8 @@ class Plugin:
 
 @pytest.fixture
 async def plugin() -> AsyncIterator[Plugin]:
-    host = await Host.boot()
-    yield Plugin(host)
-    await host.check()
-    await host.close()
+    async with consistent() as host:
+        yield Plugin(host)
 
 
 def valid(*containers: str) -> dict[str, Any]:

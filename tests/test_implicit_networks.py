@@ -2,9 +2,10 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
-from engine_host import DEADLINE_S, Host, turn, until
+from engine_host import DEADLINE_S, consistent, turn, until
 from test_cni_runtimes import Plugin as Runtimes
 from test_cni_service import SUBNET, Plugin, valid
 
@@ -15,20 +16,25 @@ LATE = "/run/netns/late"
 OTHER = {"ipam": {"type": "netplug-ipam", "subnet": "10.2.0.0/29"}}
 
 
+async def joining_an_empty_network(plugin: Plugin, held: "Held") -> asyncio.Future[Any]:
+    """Return the call of a container that has found a network which the last one has left."""
+    await plugin("ADD", **SUBNET)
+    await plugin("DEL")
+    late = asyncio.ensure_future(plugin("ADD", "late", LATE, **SUBNET))
+    await held.begun(late)
+    return late
+
+
 @pytest.fixture
 async def plugin() -> AsyncIterator[Plugin]:
-    host = await Host.boot()
-    yield Plugin(host)
-    await host.check()
-    await host.close()
+    async with consistent() as host:
+        yield Plugin(host)
 
 
 @pytest.fixture
 async def runtimes() -> AsyncIterator[Runtimes]:
-    host = await Host.boot()
-    yield Runtimes(host)
-    await host.check()
-    await host.close()
+    async with consistent() as host:
+        yield Runtimes(host)
 
 
 class Held:
@@ -100,10 +106,7 @@ async def test_last_of_several_that_fail_deletes_the_network_that_was_made_for_t
 
 
 async def test_gc_of_an_empty_network_leaves_it_to_who_is_just_joining(plugin: Plugin, held: Held) -> None:
-    await plugin("ADD", **SUBNET)
-    await plugin("DEL")
-    late = asyncio.ensure_future(plugin("ADD", "late", LATE, **SUBNET))
-    await held.begun(late)
+    late = await joining_an_empty_network(plugin, held)
     assert await plugin("GC", **valid()) == {}
     held.go_on()
     assert (await late)["ips"]
@@ -112,10 +115,7 @@ async def test_gc_of_an_empty_network_leaves_it_to_who_is_just_joining(plugin: P
 
 
 async def test_changed_configuration_takes_no_network_from_who_is_just_joining(plugin: Plugin, held: Held) -> None:
-    await plugin("ADD", **SUBNET)
-    await plugin("DEL")
-    late = asyncio.ensure_future(plugin("ADD", "late", LATE, **SUBNET))
-    await held.begun(late)
+    late = await joining_an_empty_network(plugin, held)
     assert (await plugin("ADD", "d", **OTHER))["code"] == 7
     held.go_on()
     assert (await late)["ips"]

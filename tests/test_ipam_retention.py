@@ -287,17 +287,25 @@ async def test_forgotten_lease_and_failed_claim_leave_the_promise(it: Sticky) ->
     it.ipam.reserve("nowhere", {ip_address("10.1.0.1"): "web"})
 
 
-@pytest.mark.parametrize("broken", ["", "drop"])
-async def test_address_whose_time_is_just_over_is_given_to_who_asks_for_it(it: Sticky, broken: str) -> None:
+async def _asked_for_while_it_is_freed(
+    it: Sticky, *names: str
+) -> tuple[str, asyncio.Future[None], list[asyncio.Future[Lease]]]:
+    """Let the time of an address be over, and these ask for it while the store, which is held up, deletes it."""
     web = await it.take("web")
     await it.release(web)
     it.now += 2 * DAY
     it.store.gate.clear()
     expiring = asyncio.ensure_future(it.ipam.expire())
     await asyncio.sleep(0)
-    asking = [asyncio.ensure_future(it.lease(name, web)) for name in ("db", "thief")]
+    asking = [asyncio.ensure_future(it.lease(name, web)) for name in names]
     await asyncio.sleep(0)
     await asyncio.sleep(0)  # calls take effect in the order in which they start
+    return web, expiring, asking
+
+
+@pytest.mark.parametrize("broken", ["", "drop"])
+async def test_address_whose_time_is_just_over_is_given_to_who_asks_for_it(it: Sticky, broken: str) -> None:
+    web, expiring, asking = await _asked_for_while_it_is_freed(it, "db", "thief")
     it.store.broken = {broken}
     it.store.gate.set()
     await asyncio.gather(expiring, return_exceptions=True)
@@ -314,15 +322,7 @@ async def test_address_whose_time_is_just_over_is_given_to_who_asks_for_it(it: S
 
 
 async def test_address_that_could_not_be_taken_while_it_was_freed_is_free(it: Sticky) -> None:
-    web = await it.take("web")
-    await it.release(web)
-    it.now += 2 * DAY
-    it.store.gate.clear()
-    expiring = asyncio.ensure_future(it.ipam.expire())
-    await asyncio.sleep(0)
-    asking = asyncio.ensure_future(it.lease("db", web))
-    await asyncio.sleep(0)
-    await asyncio.sleep(0)
+    _, expiring, (asking,) = await _asked_for_while_it_is_freed(it, "db")
     it.store.broken = {"claim"}
     it.store.gate.set()
     await expiring

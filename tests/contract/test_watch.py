@@ -77,6 +77,15 @@ async def expect_silence(kernel: LinuxKernel) -> None:
         await wait_for_word(kernel, QUIET_S)
 
 
+async def expect_word_and_mend(kernel: LinuxKernel, what: str) -> None:
+    """Be told of a change of others, which makes this one difference, and mend it without a word."""
+    await wait_for_word(kernel)
+    assert [it.what for it in await kernel.drift(OURS)] == [what]
+    await kernel.ensure(OURS)
+    assert await kernel.drift(OURS) == []
+    await expect_silence(kernel)
+
+
 @pytest.mark.parametrize(
     "command",
     [
@@ -291,11 +300,7 @@ async def test_ports_that_we_change_are_passed_over(kernel: LinuxKernel) -> None
 
 async def test_mac_that_others_give_to_a_bridge_port_is_told(kernel: LinuxKernel) -> None:
     run("ip", "link", "set", VETH.name, "address", "02:00:00:00:00:77")
-    await wait_for_word(kernel)
-    assert [it.what for it in await kernel.drift(OURS)] == ["MAC is 02:00:00:00:00:77, not 02:00:00:00:01:01"]
-    await kernel.ensure(OURS)
-    assert await kernel.drift(OURS) == []
-    await expect_silence(kernel)
+    await expect_word_and_mend(kernel, "MAC is 02:00:00:00:00:77, not 02:00:00:00:01:01")
 
 
 @pytest.mark.parametrize(
@@ -389,11 +394,7 @@ async def test_limits_that_we_change_and_those_of_others_are_passed_over(kernel:
 )
 async def test_bridge_that_others_set_otherwise_is_told(kernel: LinuxKernel, setting: str, what: str) -> None:
     run("ip", "link", "set", BRIDGE.name, *setting.split())
-    await wait_for_word(kernel)
-    assert [it.what for it in await kernel.drift(OURS)] == [what]
-    await kernel.ensure(OURS)
-    assert await kernel.drift(OURS) == []
-    await expect_silence(kernel)
+    await expect_word_and_mend(kernel, what)
     async with await LinuxKernel.open() as later:
         assert await later.drift(OURS) == []
         run("ip", "link", "set", BRIDGE.name, *setting.split())
@@ -417,11 +418,7 @@ async def test_setting_of_a_bridge_that_others_write_is_told(kernel: LinuxKernel
     command = ("sysctl", "-qw", "net." + setting.format(BRIDGE.name))
     for turn in range(4):
         run(*command)
-        await wait_for_word(kernel)
-        assert [it.what for it in await kernel.drift(OURS)] == [what]
-        await kernel.ensure(OURS)
-        assert await kernel.drift(OURS) == []
-        await expect_silence(kernel)
+        await expect_word_and_mend(kernel, what)
         if turn == 1:
             run("ip", "link", "del", BRIDGE.name)
             await wait_for_word(kernel)
@@ -493,11 +490,7 @@ async def test_bridge_of_the_users_own_may_be_as_they_like(kernel: LinuxKernel) 
 
 async def test_bridge_that_asks_for_no_macs_is_told(kernel: LinuxKernel) -> None:
     run("ip", "link", "set", BRIDGE.name, "arp", "off")
-    await wait_for_word(kernel)
-    assert [it.what for it in await kernel.drift(OURS)] == ["does not ask for MACs (ARP is off)"]
-    await kernel.ensure(OURS)
-    assert await kernel.drift(OURS) == []
-    await expect_silence(kernel)
+    await expect_word_and_mend(kernel, "does not ask for MACs (ARP is off)")
 
 
 async def test_hairpin_of_another_process_that_others_turn_off_is_told(kernel: LinuxKernel) -> None:
