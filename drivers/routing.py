@@ -85,12 +85,14 @@ def _has_table(family: int, names: frozenset[str], host: HostFacts) -> bool:
     return any(version == family and name in names for version, name in host.tables)
 
 
-def blocks_other_engine(plan: Plan, host: HostFacts) -> bool:
-    """Return whether a plan has strangers that are none now: an engine that was started since forwards by them."""
-    names, links = _STRANGERS.values(), {link.name for link in host.links}
+def former_strangers(plan: Plan, host: HostFacts) -> set[str]:
+    """Return the names of links that a plan has as strangers, and that are none now.
+
+    They are gone, lost their addresses, or an engine that was started since forwards by them.
+    """
+    names = _STRANGERS.values()
     found = {step for step in plan if isinstance(step, Element) and step.table == NETWORKS and step.set in names}
-    now = {step for family in _FORWARDING for step in _strangers(family, host)}
-    return any(step.item in links for step in found - now)
+    return {step.item for step in found.difference(*(_strangers(family, host) for family in _FORWARDING))}
 
 
 def _forwards_between_uplinks(family: int, host: HostFacts) -> bool:
@@ -120,20 +122,22 @@ def facts_without(plan: Plan, host: HostFacts) -> HostFacts:
 
 
 def needed_by_others(plan: Plan, host: HostFacts) -> Plan:
-    """Return the steps that stay after our last network: forwarding that other engines need, and the strangers.
+    """Return what is wanted after our last network: forwarding that other engines need, and the strangers of today.
 
     Docker and others accept their packets by rules. They set the policy DROP only if they enable forwarding themselves.
     So without our table the host would become a router between all its links.
     """
     keys: set[str] = set()
+    strangers: list[Step] = []
     for family in (it for it in _FORWARDING if _has_chain(it, _ENGINES, host) or _has_table(it, _BY_NFT, host)):
         found = forwarding(family, replace(host, forwarding=(), advertised=()))
         keys |= {step.key for step in found}
         if any(isinstance(step, Element) and step.key in keys for step in plan):
             keys.add(f"table/{NETWORKS}")
+            strangers += _strangers(family, host) if family in turned_on(plan) else ()
         if family == 6:
             keys |= {step.key for step in plan if _advertised(step)}
-    return Plan(tuple(step for step in plan if step.key in keys))
+    return Plan((*(step for step in plan if step.key in keys), *(step for step in strangers if step not in set(plan))))
 
 
 def without_missing_links(plan: Plan, host: HostFacts) -> Plan:

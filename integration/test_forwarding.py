@@ -1,5 +1,6 @@
 """The host forwards for our networks alone, keeps what a router told it, and is as before when we are gone."""
 
+import json
 import socket
 from collections.abc import Callable
 
@@ -24,6 +25,8 @@ from scapy.layers.l2 import Ether
 
 SUBNETS = ("--subnet", "10.95.0.0/24", "--subnet", "fd00:95::/64")
 FORWARDING = ("net.ipv4.ip_forward", "net.ipv6.conf.all.forwarding")
+AT_ONCE_S = 8
+"""Less than the time between two full comparisons (30 s)."""
 ROUTE_TIMEOUT_S = WORKS_TIMEOUT_S = 10
 
 
@@ -92,6 +95,32 @@ def test_network_makes_no_router_of_the_host(new_host: Callable[..., Host]) -> N
     assert settings() == ["0", "0", "1"]
     assert told()
     assert "netplug" not in host.output("nft", "list", "tables")
+    netplug.stop()
+
+
+def test_uplink_that_comes_later_is_kept_apart_at_once(new_host: Callable[..., Host]) -> None:
+    """The comparison at intervals is not what sees it: it is longer away than this waits."""
+    host, left, right = new_host(), new_host("left"), new_host("right")
+    first = connect(host, left)
+    host.run(["sysctl", "-qw", *(f"{key}=0" for key in FORWARDING)])
+    netplug = Netplug(host, "--docker-host", "none")
+
+    def apart(family: int) -> set[str]:
+        (_, found) = json.loads(host.output("nft", "-j", "list", "set", "inet", "netplug", f"strangers{family}"))[
+            "nftables"
+        ]
+        return set(found["set"].get("elem", ()))
+
+    with cli_network(netplug, *SUBNETS), SeenServer(left, "tcp", 7000, "::"):
+        assert apart(4) == apart(6) == {first.left_link}
+        second = connect(host, right, "198.51.100.0/24", "fd00:beef::/64", routes=False)
+        right.run(["ip", "route", "add", "default", "via", second.left])
+        wait_until(lambda: second.left_link in apart(4) & apart(6), AT_ONCE_S, "the second uplink is kept apart")
+        assert not answers(right, first.right, 7000), "the host forwards what is of others"
+        assert not netplug.drift()
+        host.run(["ip", "link", "del", second.left_link])
+        wait_until(lambda: apart(4) == apart(6) == {first.left_link}, AT_ONCE_S, "nothing is left of the second uplink")
+        assert "forwarding.unguarded" not in netplug.log.read_text()
     netplug.stop()
 
 

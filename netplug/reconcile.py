@@ -191,18 +191,27 @@ class Reconciler:
     async def _heal_host(self, look: Look) -> bool:
         """Repair what the host has for all networks; return whether it follows the host as it is now."""
         engine, present = self._engine, self._engine.registry.all_networks
-        nets = present()
-        needed = bool(nets or engine.base_plan.stays())
-        wanted = engine.base_plan.wanted(nets)
-        stale = needed and wanted != engine.base_plan.plan
+        stale, needed = self._is_behind()
         if needed and (stale or look.concerns(engine.base_plan.plan)):
-            await _tolerate("host", engine.base_plan.mend(present, self._elements(wanted, look)))
-        if engine.base_plan.blocks_other_engine():
-            log.warning("forwarding.unguarded", reason="another engine forwards between links of others")
-            await engine.base_plan.trim(present)
-        elif not needed and engine.base_plan.plan:  # the store refused it when the last network ended
-            await engine.base_plan.trim(present)
+            elements = self._elements(engine.base_plan.wanted(present()), look)
+            await _tolerate("host", engine.base_plan.mend(present, elements))
+        await self._trim_host(needed=needed)
         return stale
+
+    def _is_behind(self) -> tuple[bool, bool]:
+        """Return whether the shared plan is not what the host, as last read, needs; and whether there has to be one."""
+        base_plan, nets = self._engine.base_plan, self._engine.registry.all_networks()
+        needed = bool(nets or base_plan.stays())
+        return needed and base_plan.wanted(nets) != base_plan.plan, needed
+
+    async def _trim_host(self, *, needed: bool) -> None:
+        """Remove what others' links need no more, and what the store refused to remove with the last network."""
+        base_plan = self._engine.base_plan
+        former = base_plan.former_strangers()
+        if let_pass := former.intersection(link.name for link in base_plan.host.links):
+            log.warning("forwarding.unguarded", links=sorted(let_pass), reason="they are no uplinks any more")
+        if former or (base_plan.plan and not needed):
+            await base_plan.trim(self._engine.registry.all_networks)
 
     def _elements(self, wanted: Plan, look: Look) -> list[Element]:
         """Return the elements that come with those tables of the host that will be made anew."""
@@ -314,7 +323,7 @@ class Reconciler:
         return found
 
     async def _on_change_of_host(self) -> None:
-        """Follow addresses and MTUs of the host at once; what shall be is computed anew, nothing is compared."""
+        """Follow addresses, links and MTUs of the host at once; what shall be is computed anew, nothing is compared."""
         changes = self._engine.kernel.changes.underlay()
         while True:
             await changes.wait()
@@ -327,6 +336,10 @@ class Reconciler:
     async def _follow_host(self) -> None:
         host, networks = await self._engine.base_plan.read_host(), self._engine.registry.networks()
         self._engine.conditions.report("conflict", conflicting(host, networks))
+        stale, needed = self._is_behind()
+        if stale:
+            await _tolerate("host", self._engine.base_plan.mend(self._engine.registry.all_networks))
+        await self._trim_host(needed=needed)
         await self._engine.convergence.all()
 
     async def _repaired_something(self) -> bool:

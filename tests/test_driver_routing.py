@@ -107,16 +107,17 @@ def test_hardened_host_takes_no_redirects_when_forwarding_is_off_again() -> None
     assert routing.facts_without(routing.forwarding(4, HOST), now) == HOST
 
 
-def test_stranger_that_became_an_engines_link_is_let_pass() -> None:
+def test_stranger_that_is_none_any_more_is_let_pass() -> None:
     plan = routing.forwarding(4, HOST)
-    assert not routing.blocks_other_engine(plan, HOST)
+    assert not routing.former_strangers(plan, HOST)
     more = replace(HOST, links=(*HOST.links, LinkFacts("eth2")), addresses=(*HOST.addresses, HOST.addresses[0]))
-    assert not routing.blocks_other_engine(plan, more), "one more is no reason"
+    assert not routing.former_strangers(plan, more), "one more is no reason"
     gone = tuple(link for link in HOST.links if link.name != "tun0")
-    assert not routing.blocks_other_engine(plan, replace(HOST, links=gone)), "nothing comes by a link that is gone"
+    assert routing.former_strangers(plan, replace(HOST, links=gone)) == {"tun0"}
     ports = tuple(link for link in HOST.links if link.name != "eth1")
-    assert routing.blocks_other_engine(plan, replace(HOST, links=ports)), "br0 has none but of virtual machines now"
-    assert routing.blocks_other_engine(plan, replace(HOST, chains=((4, "KUBE-FORWARD"),)))
+    found = routing.former_strangers(plan, replace(HOST, links=ports))
+    assert "br0" in found, "it has no ports but of virtual machines now"
+    assert routing.former_strangers(plan, replace(HOST, chains=((4, "KUBE-FORWARD"),))) == UPLINKS
 
 
 def test_table_stays_with_the_strangers_as_long_as_an_engine_needs_forwarding() -> None:
@@ -132,3 +133,11 @@ def test_table_stays_with_the_strangers_as_long_as_an_engine_needs_forwarding() 
     assert not [step for step in kept if isinstance(step, Element) and step.set == "store_here"]
     kept = routing.needed_by_others(plan, replace(HOST, chains=((4, "KUBE-FORWARD"),)))
     assert [type(step) for step in kept] == [Sysctl]
+
+
+def test_link_that_comes_after_the_last_network_is_a_stranger_too() -> None:
+    plan = Plan((Table("inet", "netplug", ""),)) + routing.forwarding(4, HOST)
+    more = (*HOST.links, LinkFacts("eth2"))
+    addresses = (*HOST.addresses, (ip_interface("203.0.113.1/24"), "eth2"))
+    later = replace(HOST, chains=((4, "DOCKER-USER"),), links=more, addresses=addresses)
+    assert strangers(routing.needed_by_others(plan, later)) == UPLINKS | {"eth2"}

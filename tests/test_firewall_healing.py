@@ -230,3 +230,25 @@ async def test_others_are_forwarded_as_the_setting_says(host: Host) -> None:
     await host.check()
     await begin(forward=False)
     assert {step.item for step in host.elements("strangers4")} == guarded
+
+
+async def test_uplink_is_kept_apart_as_soon_as_it_comes_and_forgotten_when_it_goes(host: Host) -> None:
+    host.kernel.foreign.links["eth0"] = ""
+    host.kernel.foreign.addresses.add(("eth0", ip_interface("192.0.2.1/24")))
+    host.kernel.foreign.facts = HostFacts(forwarding=(), uplink="eth0")
+    host.kernel._world.sysctls["net/ipv4/ip_forward"] = "0"
+    await host.cli_network("10.3.0.0/24")
+
+    async def apart() -> set[str]:
+        await host.reconciler._follow_host()
+        return {step.item for step in host.elements("strangers4")}
+
+    usual = await apart()
+    assert "eth0" in usual
+    assert "eth1" not in usual
+    host.kernel.foreign.links["eth1"] = ""
+    host.kernel.foreign.addresses.add(("eth1", ip_interface("198.51.100.1/24")))
+    assert await apart() == usual | {"eth1"}
+    host.kernel.foreign.addresses.discard(("eth1", ip_interface("198.51.100.1/24")))
+    del host.kernel.foreign.links["eth1"]
+    assert await apart() == usual

@@ -137,18 +137,18 @@ class BasePlan:
         return self.host
 
     def wanted(self, nets: Iterable[Network]) -> Plan:
-        """Return the plan that these networks share, on the host as last read.
+        """Return the plan that these networks share, or what stays without any, on the host as last read.
 
         Steps that only deleted networks needed stay until `trim`, but not those of links that are gone.
         """
-        plan, before = self._base(nets), routing.without_missing_links(self.plan, self.host)
+        plan, before = self._base(nets) or self.stays(), routing.without_missing_links(self.plan, self.host)
         if set(before) >= set(plan):
             return before
         return before.without(step.key for step in plan) + plan
 
-    def blocks_other_engine(self) -> bool:
-        """Tell whether the plan drops packets of another engine that came later: then it has to be trimmed."""
-        return routing.blocks_other_engine(self.plan, self.host)
+    def former_strangers(self) -> set[str]:
+        """Return the links that the plan keeps from each other, and needs not any more: then it has to be trimmed."""
+        return routing.former_strangers(self.plan, self.host)
 
     def has_idle_gate(self, present: Present) -> bool:
         """Tell whether the plan has a gate where others have no rules any more: then it has to be trimmed."""
