@@ -163,6 +163,8 @@ def test_underlay_that_fragments_is_no_fault(scene: Scene) -> None:
 
 # Faults
 
+HEALED = frozenset({"link down there"})
+"""What the comparison at intervals (30 s) heals. It does not come twice in the time of two traces."""
 FAULTS: Faults[Scene, tuple[Member, str, str]] = {}
 fault = registering(FAULTS)
 
@@ -397,18 +399,23 @@ def daemon_stopped(it: Scene) -> Iterator[tuple[Member, str, str]]:
 
 @pytest.mark.parametrize("name", list(FAULTS))
 def test_fault_is_named(scene: Scene, name: str) -> None:
-    row = ROWS[name]
-    try:
-        with FAULTS[name](scene) as ends:
-            answer = scene.trace(*ends)
-    finally:
-        scene.both_live()
+    row, answer = ROWS[name], _of_fault(scene, name)
+    if name in HEALED and answer["reached"]:
+        answer = _of_fault(scene, name)
     assert answer["reached"] is row.reached, shown(answer)
     verdict = "noted" if row.reached else "broken"
     found = [hop["cause"] for hop in answer["hops"] if hop["verdict"] == verdict]
     assert [cause["kind"] for cause in found] == [row.kind], shown(answer)
     assert row.matches(found[0]["words"], found[0]["mend"]), shown(answer)
     assert answer["seconds"] < BROKEN_S, shown(answer)
+
+
+def _of_fault(scene: Scene, name: str) -> dict[str, Any]:
+    try:
+        with FAULTS[name](scene) as ends:
+            return scene.trace(*ends)
+    finally:
+        scene.both_live()
 
 
 def test_nothing_is_left_of_traces(scene: Scene) -> None:
