@@ -260,8 +260,15 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("has_processes", [False, True], ids=["dead", "alive"])
-@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+SANDBOXES = {
+    f"{name}-{'alive' if lives else 'dead'}": (case, lives)
+    for name, case in CASES.items()
+    for lives in ((False, True) if join in (*case.given, case.act) else (False,))
+}
+"""Each case with a sandbox that no process lives in; where an endpoint joins one, also with one that lives."""
+
+
+@pytest.mark.parametrize(("case", "has_processes"), SANDBOXES.values(), ids=SANDBOXES)
 async def test_death_in_the_middle_leaves_nothing_half(case: Case, *, has_processes: bool) -> None:
     kernel = FakeKernel()
     if has_processes:
