@@ -152,7 +152,7 @@ class Stream:
             self._socket.bind(("", 0))
         self._bound = bound_to_source
         self._back: set[int] = set()
-        self._over = Event()
+        self._over, self._all_sent = Event(), Event()
         self._threads = [Thread(target=work, name=f"stream-{work.__name__}") for work in (self._send, self._receive)]
 
     def _send(self) -> None:
@@ -162,13 +162,14 @@ class Stream:
                 data = str(self.sent).encode()
                 self._socket.send(data) if self._bound else self._socket.sendto(data, self._to)
             self.sent += 1
+        self._all_sent.set()  # not before the last is counted: it would not be waited for
 
     def _receive(self) -> None:
-        while not (self._over.is_set() and len(self._back) == self.sent):
+        while not (self._all_sent.is_set() and len(self._back) == self.sent):
             try:
                 self._back.add(int(self._socket.recv(64)))
             except TimeoutError:
-                if self._over.is_set():
+                if self._all_sent.is_set():
                     return
             except OSError:
                 continue
