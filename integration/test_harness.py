@@ -20,6 +20,8 @@ from harness import (
     wait_until,
 )
 from harness.host import CommandError, cgroup_folders
+from harness.pasted import Command
+from harness.terminal import Terminal
 
 from netplug.lab.image import PAGE
 
@@ -180,3 +182,13 @@ def test_leak_check_waits_for_what_goes_in_the_background(new_host: NewHost) -> 
     removal = host.popen(["sh", "-c", "sleep 0.3; ip link del late"], log="late.log")
     assert_same(before, lambda: snapshot(host))
     assert removal.wait(5) == 0
+
+
+def test_terminal_finds_the_prompt_before_what_the_background_prints(new_host: NewHost, tmp_path: Path) -> None:
+    terminal, printed = Terminal(new_host(), folder=str(tmp_path)), tmp_path / "printed"
+    os.write(terminal._screen, b"{ sleep 0.2; echo noise; touch printed; } &\n")  # noqa: SLF001 - not read at once
+    wait_until(printed.exists)
+    assert terminal._read("the job", 2)[1] == 0  # noqa: SLF001
+    rest, code = terminal.type(Command("", "echo hello; (exit 3)"))
+    assert (rest.splitlines()[:2], code) == (["noise", "hello"], 3)
+    terminal.close()

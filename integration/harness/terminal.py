@@ -17,7 +17,8 @@ ROWS, COLUMNS = 50, 250
 START_S = 30
 COMMAND_S = 120
 _MARK = "@prompt "
-_PROMPT = re.compile(rf"\r?\n?{_MARK}(\d+)@ $")
+_PROMPT = re.compile(rf"\r?\n?{_MARK}(\d+)@ ")
+"""What runs in the background may print behind it."""
 _COLOURS = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 _SHELL = ("setsid", "--ctty", "bash", "--norc", "--noprofile", "--noediting", "-i")
 
@@ -28,6 +29,7 @@ class Terminal:
     def __init__(self, host: Host, *, folder: str, columns: int = COLUMNS) -> None:
         self.screen = ""
         """What the last command printed, with its colours."""
+        self._behind = ""
         self._screen, line = os.openpty()
         fcntl.ioctl(line, termios.TIOCSWINSZ, struct.pack("HHHH", ROWS, columns, 0, 0))
         attributes = termios.tcgetattr(line)
@@ -83,10 +85,13 @@ class Terminal:
                     f"{line or 'the shell'}: no prompt within {timeout_s:g} s, but:\n{_plain(printed)}"
                 )
             printed += self._more(0.2)
-        self.screen = printed[: found.start()]
+        self.screen, self._behind = printed[: found.start()], printed[found.end() :]
         return _plain(self.screen), int(found[1])
 
     def _more(self, timeout_s: float) -> str:
+        if self._behind:
+            more, self._behind = self._behind, ""
+            return more
         ready, _, _ = select.select([self._screen], [], [], timeout_s)
         try:
             return os.read(self._screen, 65536).decode(errors="replace") if ready else ""
