@@ -188,30 +188,25 @@ class Reconciler:
         await work.do(self._sweep(look))
         return bool(stale or look.differences)
 
-    async def _heal_host(self, look: Look) -> bool:
-        """Repair what the host has for all networks; return whether it follows the host as it is now."""
-        engine, present = self._engine, self._engine.registry.all_networks
-        stale, needed = self._is_behind()
-        if needed and (stale or look.concerns(engine.base_plan.plan)):
-            elements = self._elements(engine.base_plan.wanted(present()), look)
-            await _tolerate("host", engine.base_plan.mend(present, elements))
-        await self._trim_host(needed=needed)
-        return stale
+    async def _heal_host(self, look: Look | None = None) -> bool:
+        """Repair what the host has for all networks; return whether it follows the host as it is now.
 
-    def _is_behind(self) -> tuple[bool, bool]:
-        """Return whether the shared plan is not what the host, as last read, needs; and whether there has to be one."""
-        base_plan, nets = self._engine.base_plan, self._engine.registry.all_networks()
+        `look`: what differs. Without one only what the host, as last read, needs besides is made, and what it needs no
+        more is removed.
+        """
+        base_plan, present = self._engine.base_plan, self._engine.registry.all_networks
+        nets = present()
         needed = bool(nets or base_plan.stays())
-        return needed and base_plan.wanted(nets) != base_plan.plan, needed
-
-    async def _trim_host(self, *, needed: bool) -> None:
-        """Remove what others' links need no more, and what the store refused to remove with the last network."""
-        base_plan = self._engine.base_plan
+        wanted = base_plan.wanted(nets)
+        stale = needed and wanted != base_plan.plan
+        if needed and (stale or (look and look.concerns(base_plan.plan))):
+            await _tolerate("host", base_plan.mend(present, self._elements(wanted, look) if look else ()))
         former = base_plan.former_strangers()
         if let_pass := former.intersection(link.name for link in base_plan.host.links):
             log.warning("forwarding.unguarded", links=sorted(let_pass), reason="they are no uplinks any more")
-        if former or (base_plan.plan and not needed):
-            await base_plan.trim(self._engine.registry.all_networks)
+        if former or (base_plan.plan and not needed):  # the store refused it when the last network ended
+            await base_plan.trim(present)
+        return stale
 
     def _elements(self, wanted: Plan, look: Look) -> list[Element]:
         """Return the elements that come with those tables of the host that will be made anew."""
@@ -336,11 +331,10 @@ class Reconciler:
     async def _follow_host(self) -> None:
         host, networks = await self._engine.base_plan.read_host(), self._engine.registry.networks()
         self._engine.conditions.report("conflict", conflicting(host, networks))
-        stale, needed = self._is_behind()
-        if stale:
-            await _tolerate("host", self._engine.base_plan.mend(self._engine.registry.all_networks))
-        await self._trim_host(needed=needed)
-        await self._engine.convergence.all()
+        work = BestEffort()
+        await work.do(self._heal_host())
+        await work.do(self._engine.convergence.all())
+        work.settle()
 
     async def _repaired_something(self) -> bool:
         """Compare and repair; return whether a difference was found."""
