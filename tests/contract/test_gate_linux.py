@@ -32,8 +32,8 @@ FORWARD, INPUT = "-j NETPLUG-FORWARD", "-j NETPLUG-INPUT"
 DOCKER = ("-j DOCKER-USER", "-j DOCKER-ISOLATION-STAGE-1", "-o docker0 -j DOCKER", "-i docker0 ! -o docker0 -j ACCEPT")
 DOCKERS_CHAINS = ("DOCKER-USER", "DOCKER-ISOLATION-STAGE-1", "DOCKER-ISOLATION-STAGE-2", "DOCKER")
 HOLD_LOCK = """
-import fcntl, sys
-with open("/run/xtables.lock", "a") as lock:
+import fcntl, os, sys
+with open(os.environ["XTABLES_LOCKFILE"], "a") as lock:
     fcntl.flock(lock, fcntl.LOCK_EX)
     print("held", flush=True)
     sys.stdin.read()
