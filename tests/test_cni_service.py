@@ -219,8 +219,10 @@ async def test_gc_frees_nothing_where_an_attachment_cannot_be_read(plugin: Plugi
     assert [one.container for one in plugin.host.endpoints()] == ["c"]
 
 
-async def test_route_for_another_table_is_refused_and_the_address_given_back(plugin: Plugin, tmp_path: Path) -> None:
-    """In the main table it would lead packets that it is not for."""
+async def test_route_with_an_attribute_that_is_not_set_is_refused_and_the_address_given_back(
+    plugin: Plugin, tmp_path: Path
+) -> None:
+    """In the main table, one for another table would lead packets that it is not for."""
     asked, answer, theirs = tmp_path / "asked", tmp_path / "answer", tmp_path / "theirs"
     theirs.write_text(
         f"#!/bin/sh\ncat >/dev/null; echo $CNI_COMMAND >>{asked}; [ $CNI_COMMAND = DEL ] || cat {answer}\n"
@@ -236,8 +238,11 @@ async def test_route_for_another_table_is_refused_and_the_address_given_back(plu
         said: dict[str, Any] = json.loads((await CniService(plugin.host.engine).answer(call)).stdout)
         return said
 
-    refused = await add(table=100)
-    assert (refused["code"], "table 100" in refused["msg"]) == (2, True)
-    assert asked.read_text().split() == ["ADD", "DEL"]
-    assert plugin.host.networks() == []
-    assert (await add(table=254))["routes"] == [{"dst": "10.9.0.0/16", "gw": "10.1.0.5"}]
+    for name, value in (("table", 100), ("mtu", 1300), ("advmss", 1200), ("priority", 7), ("scope", 253), ("mtu", [7])):
+        asked.unlink(missing_ok=True)
+        refused = await add(**{name: value})
+        assert (refused["code"], f"{name} {value} of the IPAM plugin's route to 10.9" in refused["msg"]) == (2, True)
+        assert refused["details"] == f"leave {name} out of the IPAM plugin's configuration"
+        assert asked.read_text().split() == ["ADD", "DEL"]
+        assert plugin.host.networks() == []
+    assert (await add(table=254, mtu=0, scope=0))["routes"] == [{"dst": "10.9.0.0/16", "gw": "10.1.0.5"}]

@@ -40,6 +40,8 @@ from netplug.tasks.request import current
 log = structlog.get_logger(__name__)
 
 _MAIN = 254
+_GLOBAL, _ON_LINK = 0, 253
+"""Scopes of routes with and without a gateway (linux/rtnetlink.h, rt_scope_t)."""
 """RT_TABLE_MAIN (rtnetlink(7))."""
 _VERBS = frozenset({*Command, *netavark.COMMANDS})
 
@@ -272,13 +274,18 @@ def _with_routes(wanted: Wanted, leased: Result) -> Wanted:
     """Add the routes of another IPAM plugin. As with ours, they replace the default routes by the gateways.
 
     Raises:
-        CniError: code 2: one is for another table than the main one, where it would lead other packets.
+        CniError: code 2: one has an attribute that we do not set. In the main table, one for another table would lead
+            other packets.
     """
     if not leased.routes:
         return wanted
     for route in leased.routes:
-        if (table := route.extra.get("table")) not in {None, 0, _MAIN}:
-            raise CniError(Code.UNSUPPORTED, f"the IPAM plugin's route to {route.dst} is for table {table}")
+        usual = {"table": _MAIN, "scope": _ON_LINK if route.gw is None else _GLOBAL}
+        for name, value in route.extra.items():
+            if value not in (0, usual.get(name, 0)):
+                words = f"netplug does not set {name} {value} of the IPAM plugin's route to {route.dst}"
+                hint = f"leave {name} out of the IPAM plugin's configuration"
+                raise CniError(Code.UNSUPPORTED, words, hint)
     theirs = tuple(RouteIn(dst=route.dst, gw=route.gw) for route in leased.routes)
     return replace(wanted, routes=(*(wanted.routes or ()), *theirs))
 
