@@ -329,7 +329,9 @@ def drawn(page: Browser) -> tuple[float, float, float]:
     page.replies["/v1/graph"] = many(500, 12)
     page.goto(f"{ORIGIN}/")
     page.until("document.querySelectorAll('.box').length === 500")
-    paint = page.js("performance.getEntriesByName('first-contentful-paint')[0]?.startTime")
+    painted = "performance.getEntriesByName('first-contentful-paint')[0]?.startTime"
+    page.until(painted)  # it comes with a frame after the one that the page was drawn in
+    paint = page.js(painted)
     page.js("performance.clearMeasures()")
     page.replies["/v1/graph"] = many(499, 12)
     page.click("#filter")
