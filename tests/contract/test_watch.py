@@ -4,6 +4,7 @@ import asyncio
 import os
 import subprocess
 from collections.abc import AsyncIterator, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from ipaddress import ip_address, ip_interface, ip_network
 from pathlib import Path
@@ -428,6 +429,19 @@ async def test_setting_of_a_bridge_that_others_write_is_told(kernel: LinuxKernel
         assert await later.drift(OURS) == []
         run(*command)
         await wait_for_word(later)
+
+
+async def test_settings_of_a_bridge_that_got_its_name_back_are_told(kernel: LinuxKernel) -> None:
+    """With another name they are other files."""
+    await kernel.ensure((Sysctl("net/ipv4/ip_forward", "1"),))
+    run("ip", "link", "set", BRIDGE.name, "down")
+    run("ip", "link", "set", BRIDGE.name, "name", "stray0")
+    await kernel.ensure(OURS)
+    with suppress(TimeoutError):
+        while True:  # each part of it is told
+            await wait_for_word(kernel, QUIET_S)
+    run("sysctl", "-qw", f"net.ipv4.conf.{BRIDGE.name}.forwarding=0")
+    await expect_word_and_mend(kernel, "forwarding is 0, not 1")
 
 
 async def test_bridge_need_not_forward_on_a_host_that_does_not(kernel: LinuxKernel) -> None:

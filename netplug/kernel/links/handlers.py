@@ -65,7 +65,11 @@ class LinkHandler(RequestHandler[_L]):
         except LinkRenamedError as renamed:
             bridges.rename(self.nl, step, renamed.found)
         self.make(step, sandboxes)
+        self.note_renamed(step)
         return Outcome.ADJUSTED
+
+    def note_renamed(self, step: _L) -> None:
+        """Have told what is done to files that it has anew, since it got its name back."""
 
     @abstractmethod
     def make(self, step: _L, sandboxes: Sandboxes) -> Outcome:
@@ -99,6 +103,10 @@ class BridgeHandler(LinkHandler[Bridge]):
         """Have its loss told, and foreign writes to its settings."""
         super().note_existing(step)
         self._note_settings(step)
+
+    def note_renamed(self, step: Bridge) -> None:
+        """Watch its settings: the files of its former name are gone."""
+        self._note_settings(step, again=True)
 
     def make(self, step: Bridge, sandboxes: Sandboxes) -> Outcome:  # noqa: ARG002
         """Apply the step."""
