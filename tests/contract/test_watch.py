@@ -431,11 +431,14 @@ async def test_setting_of_a_bridge_that_others_write_is_told(kernel: LinuxKernel
         await wait_for_word(later)
 
 
-async def test_settings_of_a_bridge_that_got_its_name_back_are_told(kernel: LinuxKernel) -> None:
+@pytest.mark.parametrize("by_others", [False, True])
+async def test_settings_of_a_bridge_that_got_its_name_back_are_told(kernel: LinuxKernel, *, by_others: bool) -> None:
     """With another name they are other files."""
     await kernel.ensure((Sysctl("net/ipv4/ip_forward", "1"),))
     run("ip", "link", "set", BRIDGE.name, "down")
     run("ip", "link", "set", BRIDGE.name, "name", "stray0")
+    if by_others:
+        run("ip", "link", "set", "stray0", "name", BRIDGE.name)
     await kernel.ensure(OURS)
     with suppress(TimeoutError):
         while True:  # each part of it is told

@@ -24,7 +24,7 @@ class SysctlHandler(RequestHandler[Sysctl]):
     def ensure(self, step: Sysctl, sandboxes: Sandboxes) -> Outcome:  # noqa: ARG002
         """Write it."""
         outcome = sysctl.ensure(step)
-        self._watch.note(step, again=True)
+        self._watch.note(step)
         return outcome
 
     def remove(self, step: Sysctl, sandboxes: Sandboxes) -> None:  # noqa: ARG002

@@ -38,12 +38,11 @@ class SysctlWatch:
             self._fd = libc.call("inotify_init1", os.O_NONBLOCK | os.O_CLOEXEC)
             self._loop.add_reader(self._fd, self._read)
 
-    def note(self, step: Sysctl, *, again: bool = False) -> None:
-        """Watch a sysctl. `again`: also if it is watched, since its link, and so its file, may be another one."""
-        if self._fd < 0 or (not again and step.name in self._watches):
-            self._look_again(step)
+    def note(self, step: Sysctl) -> None:
+        """Watch a sysctl. Its file is another one once its link was made anew, or got its name back."""
+        if self._fd < 0:
             return
-        try:
+        try:  # of a file that is watched it returns the same watch
             watch = libc.call("inotify_add_watch", self._fd, os.fsencode(sysctl.ROOT / step.name), _IN_MODIFY)
         except OSError:  # it is missing, or there are too many watches
             return
@@ -51,12 +50,8 @@ class SysctlWatch:
         self._watches[step.name], self._wanted[watch] = watch, step
         if former != watch:
             self._remove(former)
-
-    def _look_again(self, step: Sysctl) -> None:
-        """Have the next foreign write told if a sysctl is as wanted again: not all repairs write to its file."""
-        watch = self._watches.get(step.name)
-        if watch in self._told and not sysctl.drift(step):
-            self._told.discard(watch)
+        elif watch in self._told and not sysctl.drift(step):
+            self._told.discard(watch)  # the next foreign write is told: not all repairs write to the file
 
     def forget(self, step: Sysctl) -> None:
         """Watch a sysctl no more."""

@@ -65,11 +65,7 @@ class LinkHandler(RequestHandler[_L]):
         except LinkRenamedError as renamed:
             bridges.rename(self.nl, step, renamed.found)
         self.make(step, sandboxes)
-        self.note_renamed(step)
         return Outcome.ADJUSTED
-
-    def note_renamed(self, step: _L) -> None:
-        """Have told what is done to files that it has anew, since it got its name back."""
 
     @abstractmethod
     def make(self, step: _L, sandboxes: Sandboxes) -> Outcome:
@@ -104,14 +100,10 @@ class BridgeHandler(LinkHandler[Bridge]):
         super().note_existing(step)
         self._note_settings(step)
 
-    def note_renamed(self, step: Bridge) -> None:
-        """Watch its settings: the files of its former name are gone."""
-        self._note_settings(step, again=True)
-
     def make(self, step: Bridge, sandboxes: Sandboxes) -> Outcome:  # noqa: ARG002
         """Apply the step."""
         outcome = bridges.ensure_bridge(self.nl, step)
-        self._note_settings(step, again=outcome is Outcome.CREATED)
+        self._note_settings(step)
         return outcome
 
     def remove(self, step: Bridge, sandboxes: Sandboxes) -> Rest | None:
@@ -120,9 +112,9 @@ class BridgeHandler(LinkHandler[Bridge]):
             self._watch.forget(setting)
         return super().remove(step, sandboxes)
 
-    def _note_settings(self, step: Bridge, *, again: bool = False) -> None:
+    def _note_settings(self, step: Bridge) -> None:
         for setting in () if step.adopt else router_advertisements.written(step.name):
-            self._watch.note(setting, again=again)
+            self._watch.note(setting)
 
     def drift(self, step: Bridge, survey: Survey) -> str:
         """Compare it."""
