@@ -128,16 +128,17 @@ def needed_by_others(plan: Plan, host: HostFacts) -> Plan:
     So without our table the host would become a router between all its links.
     """
     keys: set[str] = set()
-    strangers: list[Step] = []
+    more = Plan()
     for family in (it for it in _FORWARDING if _has_chain(it, _ENGINES, host) or _has_table(it, _BY_NFT, host)):
         found = forwarding(family, replace(host, forwarding=(), advertised=()))
         keys |= {step.key for step in found}
         if any(isinstance(step, Element) and step.key in keys for step in plan):
             keys.add(f"table/{NETWORKS}")
-            strangers += _strangers(family, host) if family in turned_on(plan) else ()
+            if family in turned_on(plan):
+                more += Plan(tuple(step for step in found if isinstance(step, Element)))
         if family == 6:
             keys |= {step.key for step in plan if _advertised(step)}
-    return Plan((*(step for step in plan if step.key in keys), *(step for step in strangers if step not in set(plan))))
+    return Plan(tuple(step for step in plan if step.key in keys)) + more.without(step.key for step in plan)
 
 
 def without_missing_links(plan: Plan, host: HostFacts) -> Plan:

@@ -106,10 +106,8 @@ def test_uplink_that_comes_later_is_kept_apart_at_once(new_host: Callable[..., H
     netplug = Netplug(host, "--docker-host", "none")
 
     def apart(family: int) -> set[str]:
-        (_, found) = json.loads(host.output("nft", "-j", "list", "set", "inet", "netplug", f"strangers{family}"))[
-            "nftables"
-        ]
-        return set(found["set"].get("elem", ()))
+        shown = json.loads(host.output("nft", "-j", "list", "set", "inet", "netplug", f"strangers{family}"))
+        return set(shown["nftables"][1]["set"].get("elem", ()))
 
     with cli_network(netplug, *SUBNETS), SeenServer(left, "tcp", 7000, "::"):
         assert apart(4) == apart(6) == {first.left_link}

@@ -15,9 +15,9 @@ from netplug.kernel.sandbox import netns  # noqa: E402
 
 @pytest.fixture(scope="session", autouse=True)
 def _lock_of_iptables(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Have a lock of its own for each process that runs tests: iptables-legacy fails while another one holds it.
+    """Have a lock of its own for each process that runs tests: iptables-legacy waits while another one holds it.
 
-    One test holds it for long. The lock is a file, which network namespaces share (iptables(8), XTABLES_LOCKFILE).
+    One test holds it. The lock is a file, which network namespaces share (iptables(8), XTABLES_LOCKFILE).
     """
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XTABLES_LOCKFILE", str(tmp_path_factory.mktemp("iptables") / "lock"))

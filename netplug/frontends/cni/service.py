@@ -40,9 +40,9 @@ from netplug.tasks.request import current
 log = structlog.get_logger(__name__)
 
 _MAIN = 254
+"""RT_TABLE_MAIN (rtnetlink(7))."""
 _GLOBAL, _ON_LINK = 0, 253
 """Scopes of routes with and without a gateway (linux/rtnetlink.h, rt_scope_t)."""
-"""RT_TABLE_MAIN (rtnetlink(7))."""
 _VERBS = frozenset({*Command, *netavark.COMMANDS})
 
 
