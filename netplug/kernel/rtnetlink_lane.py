@@ -50,7 +50,7 @@ class RequestHandler(Handler[S]):
         """Apply a step. Blocks. `sandboxes`: those that were entered for steps before it.
 
         Raises:
-            LinkBusyError: a link of this name is being deleted; it is tried again afterwards.
+            LinkBusyError: a link that is in the way is being deleted; it is tried again afterwards.
             StepError, OSError: it cannot be done.
         """
 
@@ -112,9 +112,9 @@ class RequestLane:
                         found,
                         lambda step, late: self._take_back(step, late, sandboxes),
                     )
-                except LinkBusyError:
+                except LinkBusyError as busy:
                     tries = tries + 1 if len(found) == at else 1
-                    await self._settled(steps[len(found)], tries)
+                    await self._settled(steps[len(found)], tries, busy)
                 except Exception:
                     with naming(steps[len(found)]):
                         raise
@@ -206,10 +206,10 @@ class RequestLane:
                 with naming(step):
                     await self._reaper.settle(name)
 
-    async def _settled(self, step: Step, tries: int) -> None:
+    async def _settled(self, step: Step, tries: int, busy: LinkBusyError) -> None:
         """Wait for deletions that others have left as well."""
         if tries > BUSY_TRIES or not self._handler(step).link(step):
-            raise StepError("exists", step, f"link {step.key!r} is being deleted")
+            raise busy.otherwise or StepError("exists", step, f"link {step.key!r} is being deleted")
         with naming(step):
             await self._reaper.settle()
             await self._reaper.sweep()

@@ -24,10 +24,12 @@ from netplug.drivers.naming import mac_of_address, mark  # noqa: E402
 from netplug.drivers.plan import Plan  # noqa: E402
 from netplug.drivers.steps import (  # noqa: E402
     Announce,
+    Bridge,
     Element,
     Flows,
     Gate,
     HostPort,
+    Ifb,
     Macvlan,
     Passage,
     Proto,
@@ -35,12 +37,14 @@ from netplug.drivers.steps import (  # noqa: E402
     Veth,
 )
 from netplug.drivers.tables import NETWORKS  # noqa: E402
+from netplug.drivers.tunnel import Vxlan  # noqa: E402
 from netplug.errors import NetplugError  # noqa: E402
 from netplug.kernel.api import Outcome, StepError  # noqa: E402
 from netplug.kernel.executor import Executor  # noqa: E402
 from netplug.kernel.host.api import RefusingRoute  # noqa: E402
 from netplug.kernel.links import announcements, reaper  # noqa: E402
 from netplug.kernel.linux import LinuxKernel  # noqa: E402
+from netplug.kernel.netlink.connection import Netlink, NetlinkError  # noqa: E402
 from netplug.kernel.netlink.rtnl import DELETE_GROUPS  # noqa: E402
 from netplug.kernel.sandbox import netns  # noqa: E402
 from netplug.kernel.sandbox.proc_mount import SANDBOXES  # noqa: E402
@@ -48,6 +52,7 @@ from netplug.kernel.sandbox.proc_mount import SANDBOXES  # noqa: E402
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: makes network namespaces")
 
 
+Made = Bridge | Veth | Macvlan | Ifb | Vxlan
 AF_XDP = 44
 LED = Element(NETWORKS, "published4_any", "tcp . 8080", "10.9.0.2 . 80")
 GATE = Gate(4, "nft")
@@ -272,6 +277,33 @@ class TestLinuxKernel(LinuxHost, KernelSuite):
         go_on.set()
         assert await made == [Outcome.CREATED]
         assert await whats(kernel, second[then]) == []
+
+    @pytest.mark.parametrize("step", [BRIDGE, VETH, HOST_MACVLAN, IFB, VXLAN], ids=lambda step: type(step).__name__)
+    async def test_link_that_went_when_it_had_been_in_the_way_is_no_obstacle(
+        self, kernel: LinuxKernel, around: LinuxSurroundings, monkeypatch: pytest.MonkeyPatch, step: Made
+    ) -> None:
+        """It goes between the answer of the kernel, which does not say what it is, and our look for it."""
+        await kernel.ensure((BRIDGE,) if step is not BRIDGE else ())
+        if step is VXLAN:
+            around.add_vxlan("flannel.1", VXLAN.vni, VXLAN.port)
+        else:
+            around.add_link(step.name, "bridge")
+        rival = "flannel.1" if step is VXLAN else step.name
+        request, refused = Netlink.request, []
+
+        def refuses(nl: Netlink, kind: int, message: bytes, flags: int = 0) -> None:
+            try:
+                request(nl, kind, message, flags)
+            except NetlinkError as error:
+                if error.errno == errno.EEXIST and not refused:
+                    refused.append(kind)
+                    run("ip", "link", "del", rival)
+                raise
+
+        monkeypatch.setattr(Netlink, "request", refuses)
+        assert await kernel.ensure((step,)) == [Outcome.CREATED]
+        assert len(refused) == 1
+        assert await whats(kernel, step) == []
 
     @pytest.mark.parametrize("slaac", [False, True])
     async def test_link_in_a_sandbox_believes_routers_only_if_it_shall(

@@ -46,11 +46,22 @@ Sandbox = Callable[[str, str], tuple[int, Netlink]]
 
 
 class LinkBusyError(Exception):
-    """A link of ours with this name is still being deleted."""
+    """A link that is in the way is being deleted, or was deleted before it was looked for.
+
+    `otherwise`: what it means if it stays so; none: a link of ours with this name is still being deleted.
+    """
+
+    def __init__(self, otherwise: StepError | None = None) -> None:
+        super().__init__()
+        self.otherwise = otherwise
 
 
 def ensure_bridge(nl: Netlink, step: Bridge) -> Outcome:
-    """Create a bridge, or repair ours."""
+    """Create a bridge, or repair ours.
+
+    Raises:
+        LinkBusyError: a link of this name is being deleted; wait, then try again.
+    """
     message = (
         IFINFO.pack(0, 0, 0, IFF_UP, IFF_UP)
         + text(rtnl.IFLA_IFNAME, step.name)
@@ -75,7 +86,7 @@ def ensure_bridge(nl: Netlink, step: Bridge) -> Outcome:
         return Outcome.CREATED
     found = rtnl.link(nl, step.name)
     if found is None:
-        raise StepError("exists", step, f"the altname {mark(step.name)!r} is taken on this host")
+        raise LinkBusyError
     if found.is_ours(step.name):
         if found.being_deleted:
             raise LinkBusyError

@@ -55,7 +55,7 @@ def ensure_macvlan(nl: Netlink, step: Macvlan, sandbox: Sandbox) -> Outcome:
     try:
         nl.request(RTM_NEWLINK, _message(step, parent.index, fd), NEW)
     except NetlinkError as error:
-        if error.errno == errno.EEXIST and fd and goes_with_its_pair(nl, rtnl.link(inside, step.ifname or step.name)):
+        if error.errno == errno.EEXIST and goes_with_its_pair(nl, rtnl.link(inside, step.ifname or step.name)):
             raise LinkBusyError from error
         raise _refusal(step, error) from error
     name = step.ifname or step.name

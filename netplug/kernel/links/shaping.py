@@ -130,7 +130,9 @@ def ensure_ifb(nl: Netlink, step: Ifb) -> Outcome:
             )
         return Outcome.CREATED
     found = rtnl.link(nl, step.name)
-    if found is None or not found.is_ours(step.name):
+    if found is None:
+        raise LinkBusyError
+    if not found.is_ours(step.name):
         raise StepError("exists", step, f"link {step.name!r} exists and is not ours", hint="remove or rename it")
     if found.being_deleted:
         raise LinkBusyError

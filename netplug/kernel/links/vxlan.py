@@ -120,7 +120,10 @@ def _existing(nl: Netlink, step: Vxlan, group: int) -> Outcome:
 
 
 def _refuse_vni(nl: Netlink, step: Vxlan) -> Outcome:
-    """Raise an error that names the link with this VNI. The kernel does not name it."""
+    """Raise an error that names the link with this VNI. The kernel does not name it.
+
+    One that is not found was deleted since the kernel refused ours, or was moved to another namespace.
+    """
     hint = "choose another vni or vxlan_port, or remove that link"
     for link in rtnl.links(nl):
         info = link.vxlan
@@ -130,7 +133,7 @@ def _refuse_vni(nl: Netlink, step: Vxlan) -> Outcome:
             words = f"VNI {step.vni} on UDP port {step.port} is in use by link {link.name!r}"
             raise StepError("exists", step, words if link.marked else f"{words}, which is not ours", hint=hint)
     words = f"VNI {step.vni} on UDP port {step.port} is in use by a vxlan link that was moved to another namespace"
-    raise StepError("exists", step, words, hint=hint)
+    raise LinkBusyError(StepError("exists", step, words, hint=hint))
 
 
 def _message(step: Vxlan, master: int) -> bytes:
