@@ -14,7 +14,7 @@ import pytest
 pytest.register_assert_rewrite("inspection_suite", "kernel_suite", "ports_suite", "tunnel_suite", "linux_host")
 
 from inspection_suite import InspectionSuite  # noqa: E402
-from kernel_suite import BRIDGE, HOST_MACVLAN, IFB, MACVLAN, NETWORKS_TABLE, VETH, KernelSuite, whats  # noqa: E402
+from kernel_suite import BRIDGE, GATEWAY, HOST_MACVLAN, IFB, MACVLAN, NETWORKS_TABLE, VETH, KernelSuite, whats  # noqa: E402
 from linux_host import VANISH_DEADLINE_S, LinuxHost, LinuxSurroundings, descriptors, run  # noqa: E402
 from ports_suite import PortsSuite  # noqa: E402
 from tunnel_suite import VXLAN  # noqa: E402
@@ -23,6 +23,7 @@ from netplug.drivers import routing  # noqa: E402
 from netplug.drivers.naming import mac_of_address, mark  # noqa: E402
 from netplug.drivers.plan import Plan  # noqa: E402
 from netplug.drivers.steps import (  # noqa: E402
+    Address,
     Announce,
     Bridge,
     Element,
@@ -33,6 +34,7 @@ from netplug.drivers.steps import (  # noqa: E402
     Macvlan,
     Passage,
     Proto,
+    Route,
     Step,
     Veth,
 )
@@ -54,6 +56,7 @@ pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: makes net
 
 Made = Bridge | Veth | Macvlan | Ifb | Vxlan
 AF_XDP = 44
+ROUTE = Route(ip_network("10.7.0.0/16"), BRIDGE.name)
 LED = Element(NETWORKS, "published4_any", "tcp . 8080", "10.9.0.2 . 80")
 GATE = Gate(4, "nft")
 CLONE_NEWNS = 0x00020000
@@ -65,6 +68,23 @@ def lose_settings() -> None:
     run("mount", "--make-rprivate", "/")
     run("mount", "--bind", "/proc/sys", "/proc/sys")
     run("mount", "-o", "remount,bind,ro", "/proc/sys")
+
+
+def once_refused(monkeypatch: pytest.MonkeyPatch, *removal: str) -> list[int]:
+    """Have ``ip`` remove what is in the way as soon as the kernel has refused something for it; return when it has."""
+    request, refused = Netlink.request, []
+
+    def refuses(nl: Netlink, kind: int, message: bytes, flags: int = 0) -> None:
+        try:
+            request(nl, kind, message, flags)
+        except NetlinkError as error:
+            if error.errno == errno.EEXIST and not refused:
+                refused.append(kind)
+                run("ip", *removal)
+            raise
+
+    monkeypatch.setattr(Netlink, "request", refuses)
+    return refused
 
 
 async def comes_to_be(port: str, state: str) -> None:
@@ -289,18 +309,20 @@ class TestLinuxKernel(LinuxHost, KernelSuite):
         else:
             around.add_link(step.name, "bridge")
         rival = "flannel.1" if step is VXLAN else step.name
-        request, refused = Netlink.request, []
+        refused = once_refused(monkeypatch, "link", "del", rival)
+        assert await kernel.ensure((step,)) == [Outcome.CREATED]
+        assert len(refused) == 1
+        assert await whats(kernel, step) == []
 
-        def refuses(nl: Netlink, kind: int, message: bytes, flags: int = 0) -> None:
-            try:
-                request(nl, kind, message, flags)
-            except NetlinkError as error:
-                if error.errno == errno.EEXIST and not refused:
-                    refused.append(kind)
-                    run("ip", "link", "del", rival)
-                raise
-
-        monkeypatch.setattr(Netlink, "request", refuses)
+    @pytest.mark.parametrize("step", [GATEWAY, ROUTE], ids=lambda step: type(step).__name__)
+    async def test_address_or_route_that_went_when_it_had_been_in_the_way_is_no_obstacle(
+        self, kernel: LinuxKernel, monkeypatch: pytest.MonkeyPatch, step: Address | Route
+    ) -> None:
+        await kernel.ensure((BRIDGE,))
+        kind, what = ("address", step.address) if isinstance(step, Address) else ("route", step.destination)
+        rival = (kind, "{}", str(what), "dev", BRIDGE.name)
+        run("ip", *(word.format("add") for word in rival))
+        refused = once_refused(monkeypatch, *(word.format("del") for word in rival))
         assert await kernel.ensure((step,)) == [Outcome.CREATED]
         assert len(refused) == 1
         assert await whats(kernel, step) == []

@@ -141,8 +141,14 @@ def _make_route(nl: Netlink, step: Route, index: int, *, new_link: bool) -> Outc
 def _existing_route(nl: Netlink, step: Route, index: int) -> Outcome:
     message, found = _route(step, index), find_route(step, rtnl.routes(nl))
     if found is None:
-        # We list unicast routes only, so it is of another type; or it was deleted in between.
-        raise StepError("exists", step, f"route {step.destination} exists and is not ours")
+        # It was deleted in between; or it is of another type, since we list unicast routes only.
+        try:
+            nl.request(RTM_NEWROUTE, message, NEW)
+        except NetlinkError as error:
+            if error.errno != errno.EEXIST:
+                raise
+            raise StepError("exists", step, f"route {step.destination} exists and is not ours") from error
+        return Outcome.CREATED
     if found.index == index and found.gateway == step.gateway:
         return Outcome.EQUAL if found.protocol == PROTOCOL else Outcome.USED
     if found.protocol != PROTOCOL:
@@ -233,7 +239,11 @@ def _existing_address(nl: Netlink, step: Address) -> Outcome:
     if found:
         return Outcome.ADJUSTED if _needs_route(step, link) and _restore_route(nl, step, link) else Outcome.EQUAL
     other = next((item for item in addresses if item.address.ip == step.address.ip), None)
-    if other is None or not is_ours(other, link):
+    if other is None:
+        # It was deleted in between.
+        nl.request(RTM_NEWADDR, _address(step, link.index), NEW)
+        return Outcome.CREATED
+    if not is_ours(other, link):
         raise StepError("exists", step, f"link {step.link!r} has address {step.address.ip} with another prefix length")
     _tolerant(nl, RTM_DELADDR, _address(Address(step.link, other.address), link.index))
     nl.request(RTM_NEWADDR, _address(step, link.index), NEW)
