@@ -16,6 +16,7 @@ from netplug.drivers.steps import Address, Bridge, Element, Gate, Hairpin, Ifb, 
 from netplug.drivers.tables import NETWORKS
 from netplug.drivers.tunnel import NO_MAC, Fdb, Neighbour, Vxlan
 from netplug.kernel.api import Outcome, StepError
+from netplug.kernel.firewall import legacy_watch
 from netplug.kernel.host import sysctl
 from netplug.kernel.linux import LinuxKernel
 from netplug.kernel.netlink import route_watch, watch
@@ -519,20 +520,26 @@ async def test_hairpin_of_another_process_that_others_turn_off_is_told(kernel: L
         await wait_for_word(later)
 
 
+def slowed(program: str, path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]:
+    """Have a program wait before its work and after it; return the pipe of its words, and that for ours."""
+    begun, gone_on = path / "begun", path / "gone_on"
+    for fifo in (begun, gone_on):
+        os.mkfifo(fifo)
+    script = path / program
+    wait = f"echo > {begun}\nread word < {gone_on}"
+    script.write_text(f'#!/bin/sh\n{wait}\n/usr/sbin/{program} "$@"\nfailed=$?\n{wait}\nexit $failed\n')
+    script.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{path}:{os.environ['PATH']}")
+    return begun, gone_on
+
+
 @pytest.mark.parametrize("program", ["iptables-nft-save", "iptables-legacy-restore", "iptables-nft-restore"])
 async def test_what_others_do_while_iptables_works_for_us_is_told(
     kernel: LinuxKernel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, program: str
 ) -> None:
     """However long that takes; of two commits only one is ours."""
     run("iptables-legacy", "-A", "FORWARD", "-j", "ACCEPT")
-    begun, gone_on = tmp_path / "begun", tmp_path / "gone_on"
-    for fifo in (begun, gone_on):
-        os.mkfifo(fifo)
-    script = tmp_path / program
-    wait = f"echo > {begun}\nread word < {gone_on}"
-    script.write_text(f'#!/bin/sh\n{wait}\n/usr/sbin/{program} "$@"\nfailed=$?\n{wait}\nexit $failed\n')
-    script.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    begun, gone_on = slowed(program, tmp_path, monkeypatch)
     passage = Passage(4, "nft", "br0", ip_network("10.8.0.0/24"))
     step = LEGACY if "legacy" in program else passage
     work = asyncio.ensure_future(kernel.drift((GATE,)) if "save" in program else kernel.ensure((step,)))
@@ -543,6 +550,24 @@ async def test_what_others_do_while_iptables_works_for_us_is_told(
     await wait_for_word(kernel)
     await asyncio.to_thread(gone_on.write_text, "go on\n")
     await work
+
+
+@pytest.mark.usefixtures("_namespace")
+@pytest.mark.parametrize("program", ["iptables-legacy-save", "iptables-legacy-restore"])
+async def test_table_of_iptables_legacy_that_we_make_is_no_change_of_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, program: str
+) -> None:
+    """However long that takes; looking makes it already."""
+    monkeypatch.setattr(legacy_watch, "INTERVAL_S", 0.01)
+    begun, gone_on = slowed(program, tmp_path, monkeypatch)
+    async with await LinuxKernel.open() as kernel:
+        work = asyncio.ensure_future(kernel.ensure((LEGACY,)))
+        for _ in range(2):
+            await asyncio.to_thread(begun.read_text)
+            await expect_silence(kernel)
+            await asyncio.to_thread(gone_on.write_text, "go on\n")
+        await work
+        await expect_silence(kernel)
 
 
 @pytest.mark.parametrize("command", ["ip link del nphtest", "ip address del 10.9.0.1/24 dev np-test"])

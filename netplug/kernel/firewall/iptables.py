@@ -84,7 +84,14 @@ class Iptables:
         Raises:
             UnavailableError: it cannot be read.
         """
-        return await self._run(f"{self._program(flavour)}-save", "-t", table)
+        makes = flavour == "legacy" and table == "filter" and not self.has_legacy()
+        if makes:  # its program makes a table by looking at it
+            self._watch.expect(self.family)
+        try:
+            return await self._run(f"{self._program(flavour)}-save", "-t", table)
+        finally:
+            if makes:
+                self._watch.note(self.family)
 
     async def restore(self, flavour: str, table: str, lines: Sequence[str]) -> None:
         """Change a table by these lines.
