@@ -23,9 +23,11 @@ async def connected(url: str) -> AsyncIterator["aiodocker.Docker"]:
     Raises:
         LostError: the connection, or a request in the block, failed.
     """
-    await apart(partial(import_module, "aiodocker"))
+    for module in ("netplug.lean_aiohttp", "aiodocker"):
+        await apart(partial(import_module, module))
     import aiodocker  # noqa: PLC0415 - see above
-    import aiohttp  # noqa: PLC0415
+
+    from netplug.lean_aiohttp import aiohttp  # noqa: PLC0415
 
     try:
         async with aiodocker.Docker(url=url) as docker:

@@ -5,9 +5,9 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-import aiodocker
-import aiohttp
 import structlog
+
+from netplug.docker.engine_api import LostError, connected
 
 log = structlog.get_logger(__name__)
 
@@ -45,14 +45,14 @@ async def find(docker_host: str, name: str) -> Stranger | None:
     if not _NAME.fullmatch(name):
         return None
     try:
-        async with asyncio.timeout(ANSWER_S), aiodocker.Docker(url=docker_host) as docker:
+        async with asyncio.timeout(ANSWER_S), connected(docker_host) as docker:
             data: Any = await docker.containers.container(name).show()
             # Docker takes the beginning of an id too, however short.
             if data["Name"].lstrip("/") != name and not (len(name) >= _LEAST_ID and data["Id"].startswith(name)):
                 return None
             kind, _, other = data["HostConfig"]["NetworkMode"].partition(":")
             shares: Any = await docker.containers.container(other).show() if kind == "container" else {}
-    except (aiodocker.DockerError, aiohttp.ClientError, OSError, TimeoutError) as exc:
+    except (LostError, TimeoutError) as exc:
         log.debug("docker.stranger", name=name, error=str(exc))
         return None
     networks = data["NetworkSettings"].get("Networks") or {}

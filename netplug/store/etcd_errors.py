@@ -6,8 +6,7 @@ import os
 import ssl
 from typing import Any
 
-import aiohttp
-
+from netplug.lean_aiohttp import aiohttp
 from netplug.store.access import EtcdAccess
 from netplug.store.api import StoreError
 

@@ -11,8 +11,9 @@ import json
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 
-import aiohttp
 import structlog
+
+from netplug.lean_aiohttp import aiohttp
 
 from .api import Compacted, Compare, Event
 from .etcd_errors import DENIED, AttemptError, error_for, error_of, is_stale

@@ -19,9 +19,9 @@ import struct
 import weakref
 from collections.abc import AsyncIterator, Callable, Iterator
 
-import aiohttp
 import structlog
 
+from netplug.lean_aiohttp import aiohttp
 from netplug.tasks.latency import Latencies
 
 from .access import EtcdAccess

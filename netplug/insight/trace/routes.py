@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 from fastapi import Query
 from pydantic import ValidationError
 
+from netplug.docker.strangers import find
 from netplug.drivers.codec import JsonObject
 from netplug.engine import Engine
 from netplug.errors import NetplugError
@@ -111,6 +112,4 @@ class TraceRoutes:
     async def _ask_docker(self, name: str) -> "Stranger | None":
         if not self._docker_host:
             return None
-        from netplug.docker.strangers import find  # noqa: PLC0415 - imports an HTTP client
-
         return await find(self._docker_host, name)
