@@ -11,6 +11,8 @@ from urllib.parse import unquote
 from etcd_server import Member
 from living import Living, living, until
 
+from netplug.cluster.identity import NOT_YET
+from netplug.daemon.life import Daemon
 from netplug.drivers.api import HostFacts
 from netplug.drivers.steps import Element
 from netplug.drivers.tunnel import Fdb, Neighbour
@@ -28,13 +30,14 @@ class Hosts:
         self._started: dict[int, Living] = {}
         self.kernels: dict[int, FakeKernel] = {}
 
-    def start(self, number: int, **flags: Any) -> Living:
-        """Start it; `marks`: of its machine."""
+    def start(self, number: int, *, refused: bool = False, **flags: Any) -> Living:
+        """Start it; `marks`: of its machine. `refused`: the store answers, and refuses all."""
         kernel = self.kernels.setdefault(number, kernel_of(number))
         given = {"store": self.store, "vtep": f"192.0.2.{number}", "host_name": f"host-{number}", **flags}
         it = self._started[number] = self._stack.enter_context(
             living(self._folder / str(number), kernel=kernel, **given)
         )
+        until(lambda: refused or it.do_and_get(has_asked), f"host-{number} was answered by the store, or not")
         return it
 
     def copy(self, number: int, to: int) -> None:
@@ -65,6 +68,16 @@ class Hosts:
 def hosts_on(folder: Path, store: str) -> Iterator[Hosts]:
     with ExitStack() as stack:
         yield Hosts(folder, store, stack)
+
+
+def has_asked(daemon: Daemon) -> bool:
+    """Tell whether a daemon takes part in its cluster, or knows why not: its start waits for that a second at most."""
+    if daemon.cluster is None:
+        return True
+    mirroring = daemon.cluster.mirroring
+    if mirroring._store.refusal not in {"", NOT_YET}:
+        return True
+    return bool(mirroring.catalogue.identity or mirroring._breaker.why)
 
 
 def kernel_of(number: int) -> FakeKernel:

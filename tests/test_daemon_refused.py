@@ -30,7 +30,7 @@ def own_networks_work(host: Living) -> None:
 @needs_etcd
 def test_a_host_starts_with_an_etcd_that_is_full(hosts: Hosts, etcd: Member) -> None:
     etcd.refuse()
-    one = hosts.start(1)
+    one = hosts.start(1, refused=True)
     own_networks_work(one)
     until(lambda: "its database is full" in str(one.client.get("diff")), "diff says so")
     etcd.refuse(full=False)
@@ -80,7 +80,7 @@ def test_an_etcd_that_takes_permission_away_is_outlived(hosts: Hosts, etcd: Memb
     own_networks_work(one)
     # Who was let in before starts again, and has its own networks.
     other.stop()
-    other = hosts.start(2)
+    other = hosts.start(2, refused=True)
     own_networks_work(other)
     assert networks(other) == ["blue"]
     etcd.disable_authentication("admin")

@@ -24,6 +24,7 @@ from netplug.store.restore_guard import RestoreGuard
 OWN = "meta/host"
 VTEP = "meta/vtep"
 """Where this host keeps its VTEP, once it had a shared store."""
+NOT_YET = "this host has not reached the cluster's store yet"
 _BOOT = Path("/proc/sys/kernel/random/boot_id")
 _NETNS = Path("/proc/self/ns/net")
 _MACHINE = Path("/etc/machine-id")
@@ -110,7 +111,7 @@ class AdmissionGate:
 
     def __init__(self, store: RestoreGuard) -> None:
         self.store = store
-        self.refusal = "this host has not reached the cluster's store yet"
+        self.refusal = NOT_YET
 
     @property
     def unreadable(self) -> Mapping[str, str]:

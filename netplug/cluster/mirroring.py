@@ -17,7 +17,7 @@ from netplug.cluster.claims import CircuitBreaker
 from netplug.cluster.definition_changes import to_follow
 from netplug.cluster.following import Followed, Following
 from netplug.cluster.foreign_networks import Allowed, refuse_foreign
-from netplug.cluster.identity import AdmissionGate
+from netplug.cluster.identity import NOT_YET, AdmissionGate
 from netplug.cluster.records import IDENTITY, NETWORKS, Definition, ident_of, parse, rewritten, version_of
 from netplug.cluster.view import View, name_of
 from netplug.drivers.api import Scope
@@ -101,7 +101,7 @@ class Mirroring:
         if self._store.refusal:
             raise NetplugError("unavailable", self._store.refusal)
         if not self.catalogue.identity:
-            raise NetplugError("unavailable", "this host has not reached the cluster's store yet", hint="try again")
+            raise NetplugError("unavailable", NOT_YET, hint="try again")
         await self._breaker.resumed()
 
     async def taken(self) -> list[IPNetwork]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from uuid import uuid4
 
 import pytest
+from living import until
 
 from netplug.drivers.port_ranges import each
 from netplug.drivers.steps import (
@@ -49,6 +50,12 @@ plugin.wait()
 
 def run(*command: str, text: str | None = None) -> str:
     return subprocess.run(command, input=text, capture_output=True, text=True, check=True).stdout
+
+
+def wait_until_passing(*links: str) -> None:
+    """Wait until links pass frames: a work queue of the kernel sees to that (net/core/link_watch.c)."""
+    for link in links:
+        until(lambda link=link: " state UP " in run("ip", "link", "show", link), f"{link} passes frames")
 
 
 def descriptors() -> set[str]:

@@ -9,7 +9,7 @@ from ipaddress import ip_address
 from pathlib import Path
 from uuid import uuid4
 
-from linux_host import run
+from linux_host import run, wait_until_passing
 
 from netplug.kernel.probes.api import Flow, Job, Kind, Origin, Post, Report, Rule, What, new_mark
 
@@ -50,6 +50,7 @@ class Hosts:
         for it, net in ((self.client, "0"), (self.server, "1")):
             run("ip", "-n", it, "route", "add", "default", "via", f"10.0.{net}.1")
             run("ip", "-n", it, "route", "add", "default", "via", f"2001:db8:{net}::1")
+        wait_until_passing("vc", "vs", "br0")
         Path("/proc/sys/net/ipv4/ip_forward").write_text("1")
         Path("/proc/sys/net/ipv6/conf/all/forwarding").write_text("1")
         program = ["ip", "netns", "exec", self.server, sys.executable, "-c", SERVER]

@@ -16,7 +16,7 @@ import pytest
 pytest.register_assert_rewrite("kernel_suite", "linux_host")
 
 from kernel_suite import NETWORKS_TABLE, gone  # noqa: E402
-from linux_host import LinuxHost, LinuxSurroundings, descriptors, run  # noqa: E402
+from linux_host import LinuxHost, LinuxSurroundings, descriptors, run, wait_until_passing  # noqa: E402
 
 from netplug.drivers.steps import Element, HostPort, Proto, Relay, Step  # noqa: E402
 from netplug.drivers.tables import NETWORKS  # noqa: E402
@@ -113,6 +113,7 @@ class Client:
         run("ip", "link", "set", link, "up")
         run("ip", "-n", name, "address", "add", f"{pool}2/{prefix}", "dev", "eth0", *nodad)
         run("ip", "-n", name, "link", "set", "eth0", "up")
+        wait_until_passing(link)
         net = ip_network(f"{pool}0/{prefix}" if version == 4 else f"{pool}/{prefix}")
         elements = [("host", link, f"goto host_{'internal' if internal else 'open'}")]
         if not link.startswith("np-"):

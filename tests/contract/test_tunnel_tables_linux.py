@@ -9,6 +9,7 @@ from ipaddress import ip_address
 from typing import Any
 
 import pytest
+from linux_host import wait_until_passing
 from scapy.layers.dhcp6 import DHCP6_Reply
 from scapy.layers.inet import IP, UDP, fragment
 from scapy.layers.inet6 import (
@@ -91,6 +92,7 @@ class TestWhoMaySend:
                 run("ip", "link", "set", far, "up")
             run("ip", "link", "add", "tagged", "link", "other", "type", "macvlan", "mode", "bridge")
             run("ip", "link", "set", "tagged", "up")
+            wait_until_passing("under", "other", "tagged")
             members = (ip_address("192.0.2.2"), ip_address("fd00:2::2"))
             elements = (tunnel_tables.filtered(PORT, VNI), *(tunnel_tables.accepted(it, PORT, VNI) for it in members))
             load((tunnel_tables.filter_table(), *elements))
@@ -227,6 +229,7 @@ class TestFastPath:
                 for it in (link, far):
                     run("sysctl", "-qw", f"net.ipv6.conf.{it}.disable_ipv6=1")
                     run("ip", "link", "set", it, "up", "arp", "off")
+                wait_until_passing(link)
             addresses = (ip_address(OWN4), ip_address(OWN6))
             others = (ip_address("10.9.0.3"), ip_address("fd00:9::3"))
             load(

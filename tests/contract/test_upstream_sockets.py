@@ -8,6 +8,7 @@ from pathlib import Path
 from uuid import uuid4
 
 import pytest
+from linux_host import wait_until_passing
 
 from netplug.kernel.host.upstream_sockets import links_to, open_filtered
 from netplug.kernel.sandbox.netns import open_netns, run_in, temporary_netns
@@ -47,6 +48,7 @@ class Places:
             ip("-n", name, "address", "add", f"{inner}/24", "dev", "eth0")
             ip("-n", name, "link", "set", "eth0", "up")
             ip("-n", name, "link", "set", "lo", "up")
+            wait_until_passing(link)
         ip("-n", self.names["lan"], "address", "add", f"{UPSTREAM}/32", "dev", "lo")
         ip("-n", self.names["lan"], "route", "add", f"{HOST}/32", "via", "10.9.0.1", "src", UPSTREAM)
         for link in ("all", "wan", "lan"):
