@@ -22,7 +22,7 @@ from .host import CommandError, Host, Process
 from .netplugd import Netplug
 from .scoped import Namespace, namespace
 from .wait import wait_until
-from .wire import Wire, connect
+from .wire import Wire, connect, wait_until_passing
 
 needs_etcd = pytest.mark.skipif(not which("etcd"), reason="needs etcd (make setup)")
 CLIENT_PORT, PEER_PORT = 2379, 2380
@@ -187,6 +187,7 @@ class Member:
             f"-6 route replace default via {v6}",
         )
         self.host.run(["sh", "-ec", "\n".join(f"ip {line}" for line in lines)])
+        wait_until_passing(self.host, self.wire.left_link)
 
 
 class Cluster:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from ipaddress import ip_interface, ip_network
 
 from .host import Host
+from .wait import wait_until
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,6 +18,13 @@ class Wire:
     right: str
     left6: str
     right6: str
+
+
+def wait_until_passing(host: Host, link: str) -> None:
+    """Wait until a link passes frames: a work queue of the kernel sees to that (net/core/link_watch.c)."""
+    wait_until(
+        lambda: " state UP " in host.output("ip", "link", "show", link), what=f"{link} of {host.name} passes frames"
+    )
 
 
 def connect(
@@ -50,5 +58,7 @@ def connect(
             f"echo 0 >/proc/sys/net/ipv6/conf/{link}/{it}" for it in ("dad_transmits", "router_solicitation_delay")
         ]
         host.run(["sh", "-ec", "\n".join([*at_once, *(f"ip {line}" for line in batch)])])
+    for host, link, _ in ends:
+        wait_until_passing(host, link)
     at = [str(ip_interface(f"{n[number]}/{n.prefixlen}").ip) for n in (net, net6) for number in (1, 2)]
     return Wire(*names, *at)
