@@ -16,6 +16,7 @@ pytest.register_assert_rewrite("inspection_suite", "kernel_suite", "ports_suite"
 from inspection_suite import InspectionSuite  # noqa: E402
 from kernel_suite import BRIDGE, GATEWAY, HOST_MACVLAN, IFB, MACVLAN, NETWORKS_TABLE, VETH, KernelSuite, whats  # noqa: E402
 from linux_host import VANISH_DEADLINE_S, LinuxHost, LinuxSurroundings, descriptors, run  # noqa: E402
+from living import until  # noqa: E402
 from ports_suite import PortsSuite  # noqa: E402
 from tunnel_suite import VXLAN  # noqa: E402
 
@@ -484,7 +485,11 @@ class TestLinuxKernel(LinuxHost, KernelSuite):
         run(*inside, "ip", "address", "add", "10.9.0.2/24", "dev", "eth0")
         run(*inside, "ip", "link", "set", "eth0", "up")
         run(*inside, "sysctl", "-qw", "net.ipv4.neigh.eth0.retrans_time_ms=60000")
+        # The kernel forgets neighbours a while after the carrier is lost, too (net/core/link_watch.c).
+        state = (*inside, "ip", "link", "show", "eth0")
+        until(lambda: " state UP " in run(*state), "the carrier is there")
         run("ip", "link", "set", veth.name, "down")
+        until(lambda: " state UP " not in run(*state), "the carrier is lost")
         run(*inside, "bash", "-c", "echo > /dev/udp/10.9.0.7/9")
         assert "10.9.0.7 dev eth0 INCOMPLETE" in run(*inside, "ip", "neigh")
         assert await kernel.ensure((veth,)) == [Outcome.ADJUSTED]
