@@ -11,7 +11,7 @@ TESTS := integration
 # Number of integration test files that run in parallel: each has hosts of its own, and mostly waits for engines.
 WORKERS := $(if $(filter integration,$(TESTS)),2,0)
 
-.PHONY: help setup check lowest fmt docs changelog test integration crash torn minority demo lab deb deb-lock deb-test engines soak plugin plugin-test fuzz hostile bench clean
+.PHONY: help setup check matrices lowest fmt docs changelog test integration crash torn minority demo lab deb deb-lock deb-test engines soak plugin plugin-test fuzz hostile bench clean
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 
@@ -33,6 +33,10 @@ $(VENV): pyproject.toml packaging/setup.sh
 check: $(VENV) ## check format, lint, types and imports, and run the unit tests; needs no root
 	@bash packaging/check.sh
 
+matrices: $(VENV) ## refuse, kill and mix use cases at each of their points, on a simulated kernel; needs no root; ARGS go to pytest
+	@echo "== matrices"
+	@$(PYTEST) --numprocesses 3 --dist load -m matrix tests $(ARGS)
+
 lowest: $(VENV) ## run the unit tests with the lowest versions of the dependencies that are allowed; ARGS go to pytest
 	@bash packaging/lowest.sh $(ARGS)
 
@@ -47,7 +51,7 @@ docs: $(VENV) ## write what documents have of the code: reference, options, REST
 changelog: $(VENV) ## move the fragments in changes/ to the present version, and write CHANGELOG.md
 	@.venv/bin/python packaging/changelog.py
 
-test: setup check integration ## run setup, check and integration (as root)
+test: setup check matrices integration ## run setup, check, matrices and integration (as root)
 
 integration: setup ## run the integration tests with a real dockerd (as root); ARGS="-k ping -x" and TESTS=FILE go to pytest
 	@echo "== integration tests"

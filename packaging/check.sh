@@ -23,7 +23,8 @@ step imports .venv/bin/lint-imports --no-logo
 step examples .venv/bin/python -m pytest --quiet --doctest-modules netplug
 wait
 # Test files run in parallel, more than there are cores: those with daemons and stores mostly wait.
-step tests .venv/bin/python -m pytest --numprocesses 4 --dist loadfile --no-loadscope-reorder tests
+step "tests (the others: make matrices)" \
+    .venv/bin/python -m pytest --numprocesses 4 --dist loadfile --no-loadscope-reorder -m "not matrix" tests
 
 if [ ${#failed[@]} -gt 0 ]; then
     echo "check: failed: ${failed[*]}" >&2

@@ -40,7 +40,7 @@ from netplug.store.etcd import EtcdStore
 from netplug.store.restore_guard import RestoreGuard
 from netplug.store.sqlite import SqliteStore
 
-pytestmark = [needs_etcd, pytest.mark.usefixtures("quiet"), pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.matrix, needs_etcd, pytest.mark.usefixtures("quiet"), pytest.mark.timeout(120)]
 
 DEADLINE_S = 20
 MORE = ip_network("10.77.0.0/24")

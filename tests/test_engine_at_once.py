@@ -18,7 +18,7 @@ from netplug.ipam.lease import Owner, OwnerKind
 from netplug.kernel.api import IN_USE, Before, Outcome, StepError
 from netplug.store.api import Delete, Put, StoreError
 
-pytestmark = [pytest.mark.usefixtures("quiet"), pytest.mark.timeout(5 * DEADLINE_S)]
+pytestmark = [pytest.mark.matrix, pytest.mark.usefixtures("quiet"), pytest.mark.timeout(5 * DEADLINE_S)]
 SEEDS = range(int(os.environ.get("AT_ONCE_FIRST", "0")), int(os.environ.get("AT_ONCE_LAST", "16")))
 """More of them find more: `AT_ONCE_LAST=1000` takes some minutes."""
 ROUNDS, AT_ONCE, REFUSED = 3, 14, 0.02

@@ -13,7 +13,7 @@ from netplug.engine.records import FrontEnd, NetworkSpec, SubnetSpec
 from netplug.ipam.lease import Owner, OwnerKind
 from netplug.kernel.fake.kernel import FakeKernel
 
-pytestmark = pytest.mark.usefixtures("quiet")
+pytestmark = [pytest.mark.matrix, pytest.mark.usefixtures("quiet")]
 PORTS = (tcp(8080), udp(53))
 
 

@@ -12,7 +12,7 @@ from netplug.kernel.api import Before, Outcome, StepError
 from netplug.kernel.fake.kernel import FakeKernel
 from netplug.store.api import Delete, Put, StoreError
 
-pytestmark = [pytest.mark.usefixtures("quiet"), pytest.mark.timeout(DEADLINE_S)]
+pytestmark = [pytest.mark.matrix, pytest.mark.usefixtures("quiet"), pytest.mark.timeout(DEADLINE_S)]
 
 
 class Refusal:
