@@ -5,6 +5,7 @@ import re
 import pytest
 from harness.pasted import ROOT, Block, Command, Part, documents, parts
 from harness.scenes import SCENES, Place, scene
+from harness.wait import wait_until
 
 PARTS = [part for document in documents() for part in parts(document)]
 NOT_RUN = {
@@ -30,6 +31,8 @@ NOT_RUN = {
     "docs/store.md#state-and-store": "needs three members of etcd; contract/test_etcd_access.py has certificates",
 }
 """Documents, blocks and commands that cannot run here, by name, with the reason."""
+NO_CONNECTION = 7
+"""Exit code of curl(1)."""
 LANGUAGES = {"console", "json", "mermaid", "nft", "none", "python", "text", "toml", "yaml"}
 """Those of fenced blocks. What a reader pastes into a shell is `console`."""
 
@@ -55,6 +58,10 @@ def _listed(block: Block, command: Command) -> str:
 
 def _paste(place: Place, command: Command, where: str) -> None:
     printed, code = place.type(command)
+    if command.line.startswith("curl ") and code == NO_CONNECTION != command.code:
+        # Here a server in a container has less time to start than it takes a reader to paste the next line.
+        wait_until(lambda: place.type(command)[1] != NO_CONNECTION, 10, f"{where}: {command.line}: is answered")
+        printed, code = place.type(command)
     assert code == command.code, f"{where}: {command.line}: exit code {code}, and not {command.code}\n{printed}"
     assert command.shows(printed), (
         f"{where}: {command.line}: the document shows\n{_indented(command.shown)}\nand it printed\n"
