@@ -5,6 +5,7 @@ Each test ends with hosts whose kernels agree with their records, and a store th
 
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,6 +15,7 @@ from etcd_server import Member, needs_etcd
 from living import Living, until
 
 from netplug.cli import UNREACHABLE, CliError
+from netplug.cluster import claims
 
 pytestmark = [needs_etcd, pytest.mark.own_etcd]
 
@@ -140,6 +142,45 @@ def test_a_start_without_the_store_keeps_what_the_kernel_has(
         detach(one)
     reaches(other)
     reaches(one, f"{address_of(there)} at 192.0.2.2")
+
+
+@pytest.mark.parametrize("fault", [away, hung])
+def test_claims_of_a_new_daemon_wait_for_the_first_answer(
+    two: tuple[Living, Living], hosts: Hosts, etcd: Member, fault: Callable[[Member], Any]
+) -> None:
+    """After a power failure hosts and etcd start together, and nobody starts a container again that was refused."""
+    two[0].stop()
+    with ThreadPoolExecutor() as pool:
+        with fault(etcd):
+            one = hosts.start(1)
+            waiting = [pool.submit(attach, one), pool.submit(create, one, "late")]
+            one.client.post("networks", body={"name": "own"})
+            attach(one, "lab3", "own")
+            assert networks(one) == ["blue", "own"]
+            detach(one, "lab3", "own")
+            assert not any(it.done() for it in waiting)
+        reaches(two[1], f"{address_of(waiting[0].result())} at 192.0.2.1")
+        assert waiting[1].result()["name"] == "late"
+
+
+def test_claims_that_wait_for_the_first_answer_are_refused_in_the_end(
+    two: tuple[Living, Living], hosts: Hosts, etcd: Member, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """When the time is over, or the daemon stops."""
+    two[0].stop()
+    with ThreadPoolExecutor() as pool, away(etcd):
+        one = hosts.start(1)
+        waiting = pool.submit(refusal_of, lambda: attach(one))
+        until(lambda: one.client.get("version"), "it is not held up")
+        assert not waiting.done()
+        began = time.monotonic()
+        one.stop()
+        assert time.monotonic() - began < FAST_S
+        assert isinstance(waiting.result(), CliError)
+        monkeypatch.setattr(claims, "FIRST_ANSWER_S", 0.2)
+        one = hosts.start(1)
+        assert "does not answer" in str(refusal_of(lambda: attach(one)))
+        one.stop()
 
 
 def test_a_store_that_lost_its_data_is_told_again(two: tuple[Living, Living], etcd: Member) -> None:

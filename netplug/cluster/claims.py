@@ -26,6 +26,11 @@ PATIENCE_S = 10.0
 """Longest wait of a claim for the recovery of a store with older data. Hosts detect such data within 5 s (a heartbeat),
 and have written their records within another 5 s; dockerd waits 15 s for a plugin.
 """
+FIRST_ANSWER_S = 30.0
+"""Longest wait of a claim, from a failed start on, for the store's first answer to this daemon. After a power failure
+hosts and etcd start together, and no engine starts a container again whose network was refused. dockerd has no deadline
+for an answer of a plugin.
+"""
 _OF_NETWORKS = frozenset({OwnerKind.GATEWAY, OwnerKind.AUX})
 
 
@@ -45,6 +50,8 @@ class NotAdmitted(Unreachable):
 class CircuitBreaker:
     """Fails requests to the shared store at once while it does not answer, and delays claims during a recovery.
 
+    Claims of a daemon that has just started, and was not answered yet, wait for the first answer, see `begun`.
+
     Attributes:
         answers: whether the last request was answered.
         why: why it was not, in words.
@@ -59,6 +66,21 @@ class CircuitBreaker:
         self.closed = asyncio.Event()
         self._opened = asyncio.Event()
         self._opened.set()
+        self._begun = asyncio.Event()
+        self._begun.set()
+
+    def await_first_answer(self) -> None:
+        """Have claims wait for the first answer to this daemon."""
+        self._begun.clear()
+        asyncio.get_running_loop().call_later(FIRST_ANSWER_S, self.begin)
+
+    def begin(self) -> None:
+        """Let claims wait no longer: the store has answered, or refused, or the daemon stops."""
+        self._begun.set()
+
+    async def begun(self) -> None:
+        """Wait for the first answer to this daemon, for some time after its start."""
+        await self._begun.wait()
 
     def suspend(self) -> None:
         """Delay new claims until hosts have written their records to a store with older data."""
@@ -143,6 +165,7 @@ class SharedLeases:
         """
         if not _is_claim(lease):
             return await self._own.claim(lease)
+        await self.breaker.begun()
         async with self._changing(key := lease_key(lease.pool, lease.address)):
             leftover = key not in self._mine
             if not await self._claim_shared(lease) and not (leftover and await self._update_shared(lease, lost=True)):
@@ -198,6 +221,8 @@ class SharedLeases:
         """
         if not _is_claim(lease):
             return await self._own.update(lease)
+        if lease.owner.kind is not OwnerKind.PENDING:
+            await self.breaker.begun()
         async with self._changing(key := lease_key(lease.pool, lease.address)):
             mine = key in self._mine
             waits = mine and lease.owner.kind is OwnerKind.PENDING

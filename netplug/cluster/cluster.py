@@ -240,9 +240,14 @@ class Cluster:
                     await self._recovery.identify()
         except (TimeoutError, Unreachable) as exc:
             self._breaker.answers = False
+            self._breaker.await_first_answer()
             log.warning("cluster.unreachable", reason=str(exc) or f"no answer in {START_S:g} s")
         except StoreError as exc:
             log.warning("cluster.refused", reason=str(exc))
+
+    def begin_to_stop(self) -> None:
+        """Let requests wait no longer for the store's first answer."""
+        self._breaker.begin()
 
     async def run(self) -> None:
         """Take part in the cluster until cancelled."""

@@ -162,6 +162,7 @@ class Membership:
     async def _report_refusal(self, why: str) -> None:
         """Report why this host is not admitted, and announce this daemon to the one that is."""
         self._gate.refusal = _not_admitted(why, DUPLICATE_HINT)
+        self._breaker.begin()
         self._conditions.report("identity", [Difference("host", "identity", f"{why}; {DUPLICATE_HINT}")])
         if self._announcement_lease is None or not await self._store.keep_alive(self._announcement_lease):
             self._announcement_lease = await self._store.lease(TTL_S)
@@ -256,6 +257,9 @@ class Membership:
                     log.warning("cluster.unreachable", reason=str(exc))
                     self.happenings.tell(Kind.STORE_LOST, "store", "the shared store does not answer", cause=str(exc))
                 absent, self._breaker.answers, self._breaker.why = True, False, str(exc)
+            except StoreError:
+                self._breaker.begin()  # it answers, and refuses
+                raise
             soon = absent or not (self.admitted or self._identity.why)
             with suppress(TimeoutError):
                 async with asyncio.timeout(_RETRY_S if soon else HEARTBEAT_S):
@@ -279,6 +283,7 @@ class Membership:
                 self._conditions.report("schema", ())
             except SchemaRefused as exc:
                 self._gate.refusal = _not_admitted(str(exc))
+                self._breaker.begin()
                 self._conditions.report("schema", [Difference("store", SCHEMA, str(exc))])
             except NotAdmitted as exc:
                 await self._report_refusal(str(exc))

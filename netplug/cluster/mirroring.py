@@ -98,6 +98,7 @@ class Mirroring:
             NetplugError: "unavailable".
             Restored: the store is being recovered.
         """
+        await self._breaker.begun()
         if self._store.refusal:
             raise NetplugError("unavailable", self._store.refusal)
         if not self.catalogue.identity:

@@ -110,6 +110,8 @@ class Recovery:
                 elif not self._catalogue.identity:  # the first time since the start
                     self._store.owe_mark()
             self._catalogue.identity = now
+            self._breaker.answers = True
+            self._breaker.begin()
 
     async def _recover(self, before: str, now: str, *, restored: bool) -> None:
         if before:

@@ -217,6 +217,8 @@ class Daemon:
                     log.info("daemon.stopping")
                     _tell(parts.engine, Kind.DAEMON_STOPPED)
                     parts.events.end_following()
+                    if self.cluster is not None:
+                        self.cluster.begin_to_stop()
                     self._files.close()
             for task in tasks:
                 task.cancel()
