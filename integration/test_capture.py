@@ -5,6 +5,7 @@ import signal
 import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from shutil import which
 from typing import Any
 
@@ -209,6 +210,7 @@ def test_without_its_sandbox_the_host_side_is_read(netplug: Netplug) -> None:
     with cli_network(netplug) as net, namespace(netplug.host) as one, attached(netplug, net) as (other, _):
         said = one.attach(netplug, net, "--name", "web")
         stays = netplug.host.popen(["nsenter", f"--net=/run/netns/{one.name}", "sleep", "100"], log="sleep.log")
+        wait_until(lambda: Path(f"/proc/{stays.pid}/comm").read_text() == "sleep\n", what="it is in there")
         one.remove()  # its path; the process keeps the namespace
         with capturing(netplug, "web", "icmp") as capture:
             assert "its sandbox cannot be entered: " in capture.text
