@@ -1,6 +1,7 @@
 """Containers of two dockerds on one network of a cluster: the issue's main path."""
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from harness import CommandError, Dockerd, container, resolve, wait_until
@@ -63,6 +64,50 @@ def test_containers_of_two_dockerds_reach_each_other(hosts: tuple[Cluster, list[
     for member in it.members:
         gone(member, "blue")
         wait_until(lambda member=member: member.netplug.json("ipam", "ls") == [], what="the end of its pool")  # type: ignore[misc]
+
+
+def test_containers_that_docker_starts_before_etcd_answers_come_back(hosts: tuple[Cluster, list[Dockerd]]) -> None:
+    """After a power failure: docker starts a container once when it starts, and no more if its network is refused."""
+    it, (here, _) = hosts
+    member = it.members[0]
+    here.docker(*named("blue"))
+    with (
+        container(here, "--network", "blue", "--name", "web", "--restart", "always") as web,
+        it.station(it.members[1], "blue") as bare,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        here.stop()
+        it.etcd.kill()
+        member.netplug.kill()
+        member.netplug.start()
+        started = pool.submit(here.start)
+        wait_until(lambda: "claim.waits" in member.netplug.log.read_text(), what="docker has asked")
+        it.etcd.start()
+        started.result()
+        wait_until(lambda: web.running and web.pings(bare.addresses[0]), what="it is back")
+        wait_until(lambda: not member.netplug.drift(), what="no drift")
+    here.docker("network", "rm", "blue")
+    for there in it.members:
+        gone(there, "blue")
+
+
+def test_a_docker_that_starts_while_etcd_is_away_has_its_networks_later(hosts: tuple[Cluster, list[Dockerd]]) -> None:
+    """When it starts it asks for the pools of its networks, and for those that are refused it would not ask again."""
+    it, (here, _) = hosts
+    here.docker(*named("blue"))
+    with container(here, "--network", "blue", "--name", "web") as web, it.station(it.members[1], "blue") as bare:
+        here.stop()
+        it.etcd.kill()
+        here.start()
+        with pytest.raises(CommandError, match=r"cannot be reached|does not answer"):
+            here.docker("start", "web")
+        it.etcd.start()
+        wait_until(lambda: here.docker("start", "web"), what="it starts", ignoring=(CommandError,))
+        wait_until(lambda: web.pings(bare.addresses[0]), what="it is back")
+        wait_until(lambda: not it.members[0].netplug.drift(), what="no drift")
+    here.docker("network", "rm", "blue")
+    for member in it.members:
+        gone(member, "blue")
 
 
 def test_a_network_of_two_dockerds_is_updated_under_its_containers(hosts: tuple[Cluster, list[Dockerd]]) -> None:

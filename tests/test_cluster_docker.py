@@ -111,6 +111,26 @@ def test_each_docker_has_the_network_under_its_own_id(hosts: Hosts) -> None:
         until(lambda host=host: nothing_left(host), "its pool and all in the kernel are gone")  # type: ignore[misc]
 
 
+@pytest.mark.own_etcd
+def test_docker_that_starts_without_the_store_gets_the_pools_of_its_networks(hosts: Hosts, etcd: Member) -> None:
+    """It asks for them once, and has none until it starts again if that is refused."""
+    one = hosts.start(1)
+    pool = make(one, "a")
+    etcd.stop()
+    again = ask(one, subnet=pool)
+    assert again[0] == f"global/{pool}"
+    with pytest.raises(RefusedError, match=r"does not answer|cannot be reached"):
+        call(one, "IpamDriver.RequestAddress", PoolID=again[0], Address="", Options={})
+    with pytest.raises(RefusedError, match=r"does not answer|cannot be reached"):
+        ask(one, subnet="10.99.0.0/24")
+    etcd.start()
+    assert ask(one, subnet=pool) == again
+    for _ in range(2):
+        call(one, "IpamDriver.ReleasePool", PoolID=again[0])
+    end(one, "a", pool)
+    until(lambda: nothing_left(one), "all is gone")
+
+
 def test_a_network_that_docker_began_to_make_is_gone_after_a_crash(hosts: Hosts, etcd: Member) -> None:
     """Docker repeats the request without its body, and then forgets it."""
     one, two = hosts.start(1), hosts.start(2)

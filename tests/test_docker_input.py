@@ -139,6 +139,7 @@ REFUSED = [
     (POOL, {"AddressSpace": "netplug-local", "Pool": "10.5.0.0/24", "V6": True}, "10.5.0.0/24"),
     (POOL, {"AddressSpace": "netplug-local", "Pool": "10.1.0.0/20"}, "subnet 10.1.0.0/20 overlaps subnet 10.1.0.0/24"),
     (ADDRESS, {"PoolID": "nowhere", "Address": "", "Options": {}}, "pool 'nowhere' does not exist"),
+    (ADDRESS, {"PoolID": "", "Address": "", "Options": {}}, "refused, or not answered, when dockerd started"),
     (ADDRESS, {"PoolID": "p" * 10_000, "Address": "", "Options": {}}, "does not exist"),
     (ADDRESS, {"PoolID": "external/10.1.0.0/24", "Address": "x"}, "address 'x' is not an IP address"),
     (

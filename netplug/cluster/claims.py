@@ -80,7 +80,9 @@ class CircuitBreaker:
 
     async def begun(self) -> None:
         """Wait for the first answer to this daemon, for some time after its start."""
-        await self._begun.wait()
+        if not self._begun.is_set():
+            log.info("claim.waits", reason="the store has not answered this daemon yet", at_most_s=FIRST_ANSWER_S)
+            await self._begun.wait()
 
     def suspend(self) -> None:
         """Delay new claims until hosts have written their records to a store with older data."""

@@ -7,7 +7,7 @@ a state that does not change meanwhile. Every host makes its networks agree with
 import asyncio
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager, suppress
 
 import structlog
@@ -287,10 +287,17 @@ class Definitions:
     async def subnet(self, name: str, wanted: IPNetwork | None, *, v6: bool) -> tuple[IPNetwork, IPAddress]:
         """Return the subnet and gateway of a network, which need not be defined yet.
 
+        One that is built here with the subnet is known without the store: dockerd asks for those of its networks when
+        it starts, and cannot use a network without an answer until it starts again.
+
         Raises:
             NetplugError: "unavailable": there is no free subnet; "exists": the network has endpoints here.
             StoreError: the store does not answer.
         """
+        for record in self._mirroring.shared().values():
+            for it in Definition.of(record).subnets if record.network.name == name else ():
+                if it.subnet == wanted:
+                    return it.subnet, it.gateway
         await self._mirroring.ready()
         others, version = await self._catalogue.all(), 6 if v6 else 4
         ident, known = next(((ident, it) for ident, it in others.items() if it.name == name), ("", None))
@@ -309,8 +316,12 @@ class Definitions:
         Raises:
             StoreError: the store does not answer.
         """
-        definitions = (await self._catalogue.all()).values()
-        return next((it.gateway for one in definitions for it in one.subnets if it.subnet == subnet), None)
+
+        def among(definitions: Iterable[Definition]) -> IPAddress | None:
+            return next((it.gateway for one in definitions for it in one.subnets if it.subnet == subnet), None)
+
+        here = among(map(Definition.of, self._mirroring.shared().values()))
+        return here or among((await self._catalogue.all()).values())
 
     async def _take_down_for_docker(self, ident: str) -> None:
         """Take down a network that Docker is about to create.

@@ -134,6 +134,9 @@ class IpamDriver:
     async def request_address(self, request: RequestAddress) -> AddressGiven:
         wanted = _address(request.Address) if request.Address else None
         pool_id = request.PoolID[:256]
+        if not pool_id:
+            words = "Docker has no pool for this network: it was refused, or not answered, when dockerd started"
+            raise NetplugError("not_found", words, hint="restart dockerd")
         given = await self._pools.request_address(pool_id, wanted, request.owner(), request.mac(), self._container_of)
         return AddressGiven(Address=str(given))
 
