@@ -88,6 +88,25 @@ async def test_zone_follows_a_firewalld_that_starts_later_or_forgets() -> None:
     await host.close()
 
 
+@pytest.mark.usefixtures("quiet")
+async def test_zone_stays_while_firewalld_reloads() -> None:
+    """Its rules look then as if there were none; our zone may need a reload itself, during which others look."""
+    host = await Host.boot()
+    host.kernel.foreign.facts = HostFacts(firewalld=Firewalld())
+    await host.cli_network()
+    await host.cli_network(ident=OTHER, name="mine", bridge="br7")
+    host.kernel.foreign.facts = HostFacts()
+    await host.engine.base_plan.read_host()
+    await host.engine.base_plan.trim(host.engine.registry.all_networks)
+    await host.reconciler.repair()
+    host.kernel.foreign.facts = HostFacts(firewalld=Firewalld())
+    assert await zones(host) == (("br7", "netplug"), ("np-+", "netplug"))
+    for net in (OTHER, NET):
+        await host.engine.networks.take_down(net, by=FrontEnd.CLI)
+    assert await zones(host) == ()
+    await host.close()
+
+
 async def test_zone_of_the_administrator_stays() -> None:
     host = await Host.boot()
     host.kernel.foreign.facts = HostFacts(firewalld=Firewalld((("np-+", "trusted"),), trusted=TRUSTED))

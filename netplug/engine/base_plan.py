@@ -11,11 +11,12 @@ from ipaddress import ip_address
 import structlog
 
 from netplug.drivers import routing
-from netplug.drivers.api import HostFacts, Network
+from netplug.drivers.api import Firewalld, HostFacts, Network
 from netplug.drivers.codec import Json, JsonObject
 from netplug.drivers.plan import Plan
 from netplug.drivers.registry import Drivers
 from netplug.drivers.steps import Element, Gate, IPAddress, Step, Sysctl, Table
+from netplug.drivers.zones import Zone
 from netplug.engine import host_link
 from netplug.engine.conditions import Difference
 from netplug.engine.drifts import Drifts
@@ -159,13 +160,13 @@ class BasePlan:
         """Return what the host and other programs on it rely on, with or without a network of ours."""
         return routing.needed_by_others(self.plan, self.host) + self.more
 
-    def _base(self, nets: Iterable[Network]) -> Plan:
+    def _base(self, nets: Iterable[Network], host: HostFacts | None = None) -> Plan:
         families: defaultdict[str, set[int]] = defaultdict(set)
         for net in nets:
             families[net.options.mode].update(net.families())
         plan = Plan()
         for mode, versions in sorted(families.items()):
-            plan += self._drivers[mode].base(sorted(versions), self.host)
+            plan += self._drivers[mode].base(sorted(versions), host or self.host)
         return plan + self.more
 
     async def ensure(self, present: Present) -> None:
@@ -272,6 +273,10 @@ class BasePlan:
             await self.read_host()
             # A network may have come meanwhile; its own `ensure` waits for this.
             surplus = self.plan.without(step.key for step in (*self._base(present()), *self.stays()))
+        if any(isinstance(step, Zone) for step in surplus):
+            # While firewalld reloads, and our zone may need that, its rules look as if there were none.
+            needed = self._base(present(), replace(self.host, firewalld=self.host.firewalld or Firewalld()))
+            surplus = surplus.without(step.key for step in needed if isinstance(step, Zone))
         return surplus
 
     async def release(self, steps: Plan) -> None:
