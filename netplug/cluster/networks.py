@@ -294,10 +294,8 @@ class Definitions:
             NetplugError: "unavailable": there is no free subnet; "exists": the network has endpoints here.
             StoreError: the store does not answer.
         """
-        for record in self._mirroring.shared().values():
-            for it in Definition.of(record).subnets if record.network.name == name else ():
-                if it.subnet == wanted:
-                    return it.subnet, it.gateway
+        if wanted and (gateway := _gateway_of(wanted, (it for it in self._here() if it.name == name))):
+            return wanted, gateway
         await self._mirroring.ready()
         others, version = await self._catalogue.all(), 6 if v6 else 4
         ident, known = next(((ident, it) for ident, it in others.items() if it.name == name), ("", None))
@@ -316,12 +314,11 @@ class Definitions:
         Raises:
             StoreError: the store does not answer.
         """
+        return _gateway_of(subnet, self._here()) or _gateway_of(subnet, (await self._catalogue.all()).values())
 
-        def among(definitions: Iterable[Definition]) -> IPAddress | None:
-            return next((it.gateway for one in definitions for it in one.subnets if it.subnet == subnet), None)
-
-        here = among(map(Definition.of, self._mirroring.shared().values()))
-        return here or among((await self._catalogue.all()).values())
+    def _here(self) -> Iterable[Definition]:
+        """Return the definitions of the networks that are built here: known without the store."""
+        return map(Definition.of, self._mirroring.shared().values())
 
     async def _take_down_for_docker(self, ident: str) -> None:
         """Take down a network that Docker is about to create.
@@ -400,3 +397,7 @@ class Definitions:
             if await self._store.txn(unchanged, ops) is not None:
                 return definition
         raise NetplugError("unavailable", "too many networks are being created at once", hint="try again")
+
+
+def _gateway_of(subnet: IPNetwork, definitions: Iterable[Definition]) -> IPAddress | None:
+    return next((it.gateway for one in definitions for it in one.subnets if it.subnet == subnet), None)
