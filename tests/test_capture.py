@@ -6,7 +6,7 @@ import re
 import shutil
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ from scapy.utils import PcapNgReader
 from netplug.cli import CliError
 from netplug.cli.capture_links import chosen, with_names
 from netplug.cli.capture_output import Lines
-from netplug.cli.capturing import Source
+from netplug.cli.capturing import Reading, Source
 from netplug.drivers import tables
 from netplug.insight.capture.dns import Pairs
 from netplug.insight.capture.packets import summary
@@ -335,3 +335,24 @@ def test_a_file_without_packets_is_a_file() -> None:
     file = io.BytesIO()
     Writer(file, "netplug").interface("a", "b", 100)
     assert len(file.getvalue()) % 4 == 0
+
+
+class Full:
+    """A tap whose packets nobody has read yet; it reads some at a time."""
+
+    ended = ""
+
+    def __init__(self, packets: Sequence[Packet]) -> None:
+        self._left = list(packets)
+
+    def read(self) -> Iterator[Packet]:
+        now, self._left = self._left[:256], self._left[256:]
+        yield from now
+
+
+def test_what_has_arrived_when_a_capture_is_ended_is_in_it() -> None:
+    """It lies in the kernel's buffers then."""
+    packets = [Packet(number, True, 3, b"abc") for number in range(600)]
+    one, two = (Source({}, tap=Full(part)) for part in (packets[::2], packets[1::2]))  # type: ignore[arg-type]
+    assert [packet for _, packet, _ in Reading([one, two], [], 0).rest()] == packets
+    assert (one.seen, two.seen) == (300, 300)

@@ -155,6 +155,13 @@ class Elsewhere:
             self.failed = self.failed or str(exc)
 
 
+def _arrived(source: Source) -> Iterator[Packet]:
+    """Yield what a link of this host has received, so many at a time as its tap reads."""
+    for packet in source.tap.read() if source.tap else ():
+        source.seen += 1
+        yield packet
+
+
 class Reading:
     """Reads all sources until told to end. Packets of several hosts come in the order of their times."""
 
@@ -194,8 +201,7 @@ class Reading:
             time.sleep(turn_s)
         for key, _ in selector.select(turn_s) if selector.get_map() else ():
             source = key.data
-            for packet in source.tap.read():
-                source.seen += 1
+            for packet in _arrived(source):
                 yield from self._in_order(source, packet)
             if source.tap.ended:
                 source.ended = source.tap.ended
@@ -223,7 +229,15 @@ class Reading:
             yield heapq.heappop(self._held)[2]
 
     def rest(self) -> Iterator[Event]:
-        """Yield what is held back, at the end."""
+        """Yield what has arrived by now, and what is held back, at the end."""
+        now = time.time_ns()
+        for source in self._here:
+            more = not source.ended
+            while more:
+                arrived = list(_arrived(source))
+                for packet in arrived:
+                    self._hold(source, packet)
+                more = bool(arrived) and arrived[-1].time_ns <= now
         for other in self._elsewhere:
             for packet in other.take():
                 self._hold(other.source, packet)

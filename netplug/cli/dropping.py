@@ -64,16 +64,16 @@ class Dropping:
         sockets = [sock for _, trace in self._traces for sock in trace.sockets]
         for turn_s in turns(self._seconds):
             select.select(sockets, (), (), turn_s)
-            for source, trace in self._traces:
-                for drop in (it for it in trace.read() if accepts(self._code, it.frame)):
-                    source.seen += 1
-                    packet = Packet(time.time_ns(), drop.sent, _length(drop.frame), drop.frame)
-                    yield source, packet, described(drop.rule)
+            yield from self.rest()
             yield None
 
     def rest(self) -> Iterator[Event]:
-        """Nothing is held back."""
-        return iter(())
+        """Yield what was dropped by now."""
+        for source, trace in self._traces:
+            for drop in (it for it in trace.read() if accepts(self._code, it.frame)):
+                source.seen += 1
+                packet = Packet(time.time_ns(), drop.sent, _length(drop.frame), drop.frame)
+                yield source, packet, described(drop.rule)
 
     def close(self) -> None:
         """End the traces."""
